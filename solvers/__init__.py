@@ -1,0 +1,1 @@
+"""Simulators as black boxes: numpy in, numpy out; no torch and nothing of the library."""

@@ -10,5 +10,6 @@ import torch
 def _reproducible() -> Iterator[None]:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
     yield
     torch.set_default_dtype(torch.float32)

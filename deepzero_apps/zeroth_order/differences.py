@@ -12,8 +12,8 @@ lose most of its digits, and it is divided by a small :math:`\mu` later.
 
 All passes start from the same random generators and buffers, those of the moment of ``prepare``
 (common random numbers; running statistics do not drift). Afterwards both are as one ordinary
-pass of the network leaves them, and the weights hold the same bits as before. A wrong engine is
-worse than a slow one, so each compares itself with the network at every ``prepare``.
+pass of the network leaves them, and the weights hold the same bits as before.
+The engines but the first are in `deepzero_apps.zeroth_order.engines`; all agree to rounding.
 
 =============== ===================================================== =====================
 engine          what one query of a weight costs                      networks
@@ -30,30 +30,17 @@ References:
     | https://arxiv.org/abs/2310.02025
 """
 
-__all__ = [
-    "BatchedSuffix",
-    "Engine",
-    "Evaluation",
-    "Fastest",
-    "Head",
-    "PrefixReuse",
-    "Sequential",
-    "SlowEngineWarning",
-]
+__all__ = ["Engine", "Evaluation", "Head", "Pass", "Sequential", "sequential"]
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from typing import Protocol
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from deepzero_apps.zeroth_order.graph import Suffix, Traced, Untraceable, trace
-from deepzero_apps.zeroth_order.replay import Replay
 from deepzero_apps.zeroth_order.state import Surroundings, Weights, slots
 
 Head = Callable[[Tensor], Tensor]
@@ -65,12 +52,6 @@ networks and samples alike: how many networks come in one call is the engine's c
 Walk = Callable[[int, Sequence[int], float], Iterator[Tensor]]
 """A parameter's number, offsets in it and a step to the outputs ``(k, b, ...)`` of the networks
 with one entry moved each, chunk by chunk in the order of the offsets."""
-
-_BATCH_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
-
-
-class SlowEngineWarning(UserWarning):
-    """A network or a parameter cannot be evaluated the fast way; the message says why."""
 
 
 class Engine(Protocol):
@@ -95,8 +76,23 @@ class Engine(Protocol):
         ...
 
 
-class _Pass:
-    """A network on a batch, always from the surroundings of its first pass."""
+class Pass:
+    """A network on a batch, always run from the surroundings of its first pass.
+
+    Args:
+        network: The network.
+        inputs: The batch, of shape ``(b, ...)``.
+
+    Attributes:
+        weights: The network's trainable weights.
+        before: The surroundings before the first pass.
+        output: The output of the first pass.
+        moves: Whether a pass moves buffers or random generators.
+
+    Raises:
+        TypeError: If ``network`` is no module, or ``inputs`` or the output is no tensor.
+        ValueError: If the output has not one row a sample, or nothing is trainable.
+    """
 
     def __init__(self, network: nn.Module, inputs: Tensor) -> None:
         if not isinstance(network, nn.Module):
@@ -112,6 +108,7 @@ class _Pass:
         self.moves = self.before.moved()
 
     def surroundings(self) -> Surroundings:
+        """Remembers the network's buffers and the random generators as they are now."""
         return Surroundings(slots(self.network), self.inputs.device)
 
     @contextmanager
@@ -125,9 +122,10 @@ class _Pass:
             now.restore()
 
     def again(self) -> Tensor:
+        """Runs the network as in the first pass, with the weights as they are now."""
         self.before.restore()
         output: Tensor = self.network(self.inputs)
-        return output
+        return output.clone()  # it may be a view of a weight that is about to move back
 
 
 class Evaluation:
@@ -139,7 +137,7 @@ class Evaluation:
         queries: The number of networks whose outputs the head has seen so far.
     """
 
-    def __init__(self, first: _Pass, head: Head, walk: Walk) -> None:
+    def __init__(self, first: Pass, head: Head, walk: Walk) -> None:
         self.queries = 0
         self._pass = first
         self._head = head
@@ -244,146 +242,20 @@ class Sequential:
     @torch.no_grad()
     def prepare(self, network: nn.Module, inputs: Tensor, head: Head) -> Evaluation:
         """Runs the network once, as it is; see `Engine`."""
-        return _sequential(_Pass(network, inputs), head)
+        return sequential(Pass(network, inputs), head)
 
 
-class PrefixReuse:
-    """Runs only the operations that depend on the moved weight.
-
-    Its ``prepare`` raises `Untraceable` where torch.fx finds no faithful graph.
-    """
-
-    def __init__(self) -> None:
-        self._graphs = _Graphs()
-
-    @torch.no_grad()
-    def prepare(self, network: nn.Module, inputs: Tensor, head: Head) -> Evaluation:
-        """Runs the network once, as it is; see `Engine`."""
-        first = _Pass(network, inputs)
-        traced, replay = self._graphs.replay(first)
-
-        def walk(index: int, offsets: Sequence[int], mu: float) -> Iterator[Tensor]:
-            suffix = traced.suffix(first.weights.names[index])
-            for offset in offsets:
-                yield _one(first, replay, suffix, index=index, offset=offset, mu=mu)
-
-        return Evaluation(first, head, walk)
-
-
-class BatchedSuffix:
-    """Runs the operations that depend on the moved weight for many moves as one batch.
-
-    Where a parameter cannot be batched (it is used twice, or samples are mixed), its moves run
-    one by one, after a `SlowEngineWarning` if it had to be tried. Its ``prepare`` raises
-    `Untraceable` where torch.fx finds no faithful graph.
+def sequential(first: Pass, head: Head) -> Evaluation:
+    """Evaluates moves by whole passes, one by one.
 
     Args:
-        budget: The size in bytes that no activation of a batch should exceed, at least one
-            network's. It decides how many moves make a batch, whatever else happens, so that
-            results depend on shapes alone. The default is the fastest on a CPU, where a batch
-            must stay near the cache; a GPU wants more.
+        first: The base pass.
+        head: The rest of the loss.
 
-    Raises:
-        ValueError: If ``budget`` is not positive.
+    Returns:
+        The evaluation.
     """
 
-    def __init__(self, budget: int = 2**22) -> None:
-        if not budget > 0:
-            raise ValueError(f"budget must be a positive number of bytes, got {budget}")
-        self._budget = budget
-        self._graphs = _Graphs()
-
-    @torch.no_grad()
-    def prepare(self, network: nn.Module, inputs: Tensor, head: Head) -> Evaluation:
-        """Runs the network once, as it is; see `Engine`."""
-        return self._evaluation(_Pass(network, inputs), head)
-
-    def _evaluation(self, first: _Pass, head: Head) -> Evaluation:
-        traced, replay = self._graphs.replay(first)
-
-        def walk(index: int, offsets: Sequence[int], mu: float) -> Iterator[Tensor]:
-            suffix = traced.suffix(first.weights.names[index])
-            size = 1
-            if _may_batch(first, traced, replay, index):
-                size = max(1, self._budget // replay.largest(suffix))
-            for chunk in (offsets[i : i + size] for i in range(0, len(offsets), size)):
-                if size == 1:
-                    yield _one(first, replay, suffix, index=index, offset=chunk[0], mu=mu)
-                else:
-                    yield replay.rerun_moved(
-                        suffix, first.weights, index=index, offsets=chunk, mu=mu
-                    )
-
-        return Evaluation(first, head, walk)
-
-
-class Fastest(BatchedSuffix):
-    """`BatchedSuffix` for networks that torch.fx can trace, `Sequential` for the others.
-
-    The second case is announced by one `SlowEngineWarning` a network.
-
-    Args:
-        budget: As for `BatchedSuffix`.
-    """
-
-    def __init__(self, budget: int = 2**22) -> None:
-        super().__init__(budget)
-        self._warned: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-
-    @torch.no_grad()
-    def prepare(self, network: nn.Module, inputs: Tensor, head: Head) -> Evaluation:
-        """Runs the network once, as it is; see `Engine`."""
-        first = _Pass(network, inputs)
-        try:
-            return self._evaluation(first, head)
-        except Untraceable as reason:
-            if network not in self._warned:
-                self._warned[network] = True
-                warnings.warn(
-                    f"{type(network).__name__} runs whole for every query, which is slower: "
-                    f"{reason}",
-                    SlowEngineWarning,
-                    stacklevel=3,
-                )
-            return _sequential(first, head)
-
-
-class _Graphs:
-    """The graphs of networks, traced once for each mode they are in."""
-
-    def __init__(self) -> None:
-        self._known: WeakKeyDictionary[nn.Module, dict[object, Traced]] = WeakKeyDictionary()
-
-    def replay(self, first: _Pass) -> tuple[Traced, Replay]:
-        known = self._known.setdefault(first.network, {})
-        mode = _mode(first.network)
-        with first.unnoticed():
-            if mode in known:
-                replay = _replay(first, known[mode])
-                if _agree(replay.output, first.output):
-                    return known[mode], replay
-            first.before.restore()
-            known[mode] = trace(first.network)
-            replay = _replay(first, known[mode])
-        if not _agree(replay.output, first.output):
-            raise Untraceable("the traced graph does not give the network's own output")
-        return known[mode], replay
-
-
-def _replay(first: _Pass, traced: Traced) -> Replay:
-    first.before.restore()
-    try:
-        return Replay(traced, first.network, first.inputs, moves=first.moves)
-    except _BATCH_FAILURES as error:
-        raise Untraceable(f"the traced graph does not run: {_first_line(error)}") from error
-
-
-def _mode(network: nn.Module) -> tuple[object, ...]:
-    flags = tuple(module.training for module in network.modules())
-    return (flags, tuple(id(p) for p in network.parameters()))
-
-
-def _sequential(first: _Pass, head: Head) -> Evaluation:
     def walk(index: int, offsets: Sequence[int], mu: float) -> Iterator[Tensor]:
         for offset in offsets:
             with first.weights.moved(index, offset, mu):
@@ -391,55 +263,6 @@ def _sequential(first: _Pass, head: Head) -> Evaluation:
             yield output[None]
 
     return Evaluation(first, head, walk)
-
-
-def _one(
-    first: _Pass, replay: Replay, suffix: Suffix, *, index: int, offset: int, mu: float
-) -> Tensor:
-    with first.weights.moved(index, offset, mu):
-        return replay.rerun(suffix)[None]
-
-
-def _may_batch(first: _Pass, traced: Traced, replay: Replay, index: int) -> bool:
-    name = first.weights.names[index]
-    inputs = first.inputs
-    key = (name, inputs.shape, inputs.dtype, inputs.device)
-    if key not in traced.verdicts:
-        suffix = traced.suffix(name)
-        traced.verdicts[key] = replay.batchable(suffix) and _batches(first, replay, suffix, index)
-    return traced.verdicts[key]
-
-
-def _batches(first: _Pass, replay: Replay, suffix: Suffix, index: int) -> bool:
-    """Compares two moves at once with the same two one by one, by steps too large to miss."""
-    offsets, mu = (0, first.weights.sizes[index] - 1), 1.0
-    single = [_one(first, replay, suffix, index=index, offset=o, mu=mu) for o in offsets]
-    reason = "samples or networks are mixed"
-    try:
-        both = replay.rerun_moved(suffix, first.weights, index=index, offsets=offsets, mu=mu)
-        if _agree(both, torch.cat(single)):
-            return True
-    except _BATCH_FAILURES as error:
-        reason = _first_line(error)
-    warnings.warn(
-        f"moves of {first.weights.names[index]!r} run one by one, which is slower: {reason}",
-        SlowEngineWarning,
-        stacklevel=2,
-    )
-    return False
-
-
-def _agree(a: Tensor, b: Tensor) -> bool:
-    """Whether two outputs differ by rounding alone: a few thousand units, passed on by layers."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    if not b.is_floating_point():
-        return torch.equal(a, b)
-    tf32 = b.is_cuda and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
-    unit = 2.0**-11 if tf32 else torch.finfo(b.dtype).eps
-    tolerance = min(4096 * unit, 0.05)
-    scale = float(b[b.isfinite()].abs().max()) if b.isfinite().any() else 0.0
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
 def _checked_output(output: object, rows: int) -> Tensor:
@@ -460,12 +283,8 @@ def _check_step(mu: float) -> None:
 
 
 def _check_vector(step: Tensor, total: int) -> None:
-    if not isinstance(step, Tensor) or not step.is_floating_point():
-        got = getattr(step, "dtype", type(step).__name__)
-        raise TypeError(f"step must be a tensor of floating point, got {got}")
+    kind = getattr(step, "dtype", type(step).__name__)
+    if not getattr(kind, "is_floating_point", False):
+        raise TypeError(f"step must be a tensor of floating point, got {kind}")
     if step.shape != (total,):
         raise ValueError(f"step must be of shape ({total},), got {tuple(step.shape)}")
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

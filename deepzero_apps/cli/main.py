@@ -1,0 +1,167 @@
+"""The command line: verbs, flags made from settings, and errors as exit codes.
+
+Exit codes: 0 done, 1 ran and failed, 2 misuse (nothing was written), 130 interrupted.
+"""
+
+__all__ = ["main"]
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import tyro
+from pydantic import ValidationError
+from rich.console import Console
+
+from deepzero_apps import __version__
+from deepzero_apps.cli.settings import CommonSettings, Misuse, read_config
+
+
+@dataclass(frozen=True)
+class _Command:
+    module: str
+    settings: str
+    summary: str
+
+
+_COMMANDS = {
+    "demo": _Command("demo", "DemoSettings", "defend and certify a classifier without gradients"),
+    "train": _Command("train", "TrainSettings", "train a network with or without backpropagation"),
+    "defend": _Command("defend", "DefendSettings", "train a denoiser in front of a classifier"),
+    "certify": _Command("certify", "CertifySettings", "issue certificates for a data set"),
+    "compare estimators": _Command(
+        "compare_estimators", "CompareEstimatorsSettings", "first order, CGE and RGE, q = d"
+    ),
+    "compare defence": _Command(
+        "compare_defence", "CompareDefenceSettings", "all defences at equal queries"
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand.
+
+    Args:
+        argv: The arguments without the program's name; the process's own by default.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    errors = Console(stderr=True, soft_wrap=True)
+    warnings.showwarning = lambda message, *_, **__: errors.print(
+        f"warning: {message}", markup=False
+    )
+    try:
+        return _run(arguments)
+    except Misuse as error:
+        errors.print(f"error: {error}", markup=False)
+        return 2
+    except KeyboardInterrupt:
+        errors.print(
+            "interrupted; the same command with --resume goes on from the last checkpoint"
+        )
+        return 130
+    except SystemExit as stop:  # tyro's help and its own errors
+        return stop.code if isinstance(stop.code, int) else 2
+    except _failures() as error:
+        errors.print(f"error: {error}", markup=False)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    asked = arguments[1:] if arguments[:1] == ["compare"] else arguments
+    if not asked or asked[0] in ("-h", "--help"):
+        Console().print(_overview(), markup=False)
+        return 0 if asked else 2
+    if arguments[0] == "--version":
+        Console().print(__version__, markup=False)
+        return 0
+    verb, rest = _verb(arguments)
+    command = _COMMANDS[verb]
+    module = import_module(f"deepzero_apps.cli.{command.module}")
+    settings: type[CommonSettings] = getattr(module, command.settings)
+    run: Callable[[Any], int] = module.run
+    return run(_parse(settings, verb, rest))
+
+
+def _verb(arguments: list[str]) -> tuple[str, list[str]]:
+    for words in (2, 1):
+        verb = " ".join(arguments[:words])
+        if verb in _COMMANDS:
+            return verb, arguments[words:]
+    raise Misuse(
+        f"the subcommand must be one of {', '.join(_COMMANDS)}, got {' '.join(arguments[:2])}"
+    )
+
+
+def _parse(kind: type[CommonSettings], verb: str, arguments: list[str]) -> CommonSettings:
+    default = None
+    fields = _config_fields(arguments)
+    try:
+        if fields is not None:
+            default = kind(**fields)
+        parsed = tyro.cli(
+            kind,
+            args=arguments,
+            default=default if default is not None else tyro.MISSING_NONPROP,
+            prog=f"deepzero-apps {verb}",
+            console_outputs=True,
+        )
+        return kind(**parsed.model_dump())
+    except ValidationError as error:
+        raise Misuse(_in_words(error)) from error
+
+
+def _config_fields(arguments: list[str]) -> dict[str, Any] | None:
+    for i, word in enumerate(arguments):
+        if word.startswith("--config="):
+            return read_config(Path(word.removeprefix("--config=")))
+        if word == "--config" and i + 1 < len(arguments):
+            return read_config(Path(arguments[i + 1]))
+    return None
+
+
+def _in_words(error: ValidationError) -> str:
+    """A validation error as the user wrote it: flag, expectation, value."""
+    lines = []
+    for fault in error.errors():
+        flag = "--" + ".".join(str(part) for part in fault["loc"]).replace("_", "-")
+        message = fault["msg"].removeprefix("Value error, ")
+        got = "" if fault["type"] == "value_error" else f", got {fault['input']!r}"
+        lines.append(f"{flag}: {message}{got}" if fault["loc"] else message)
+    return "\n".join(lines)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Errors with a message for the user; any other is a defect of ours and keeps its trace."""
+    from deepzero_apps.runs import RunFolderError
+    from deepzero_apps.smoothing.blackbox import ClassifierError
+    from deepzero_apps.smoothing.journal import JournalError
+    from deepzero_apps.zeroth_order.oracle import BudgetExhausted
+
+    return (
+        RunFolderError,
+        ClassifierError,
+        JournalError,
+        BudgetExhausted,
+        FloatingPointError,
+        OSError,
+        ValueError,
+    )
+
+
+def _overview() -> str:
+    width = max(map(len, _COMMANDS))
+    verbs = "\n".join(f"  {name:{width}}  {c.summary}" for name, c in _COMMANDS.items())
+    return (
+        "usage: deepzero-apps COMMAND [flags]\n\n"
+        "Trains neural networks around functions that can be evaluated and not differentiated.\n\n"
+        f"{verbs}\n\n"
+        "Each command explains itself: deepzero-apps COMMAND --help\n"
+        "First steps:                  deepzero-apps demo"
+    )

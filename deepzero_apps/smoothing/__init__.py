@@ -1,0 +1,1 @@
+"""Certified denoised smoothing of a classifier that can only be asked."""

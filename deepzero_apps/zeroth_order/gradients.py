@@ -1,0 +1,186 @@
+r"""Gradients of a network's weights, written to ``.grad``: by autograd, coordinates or directions.
+
+The loss is a network on a batch followed by a head (`deepzero_apps.zeroth_order.differences`). All
+three kinds have one signature, so that a training run chooses between them by an object:
+
+============== ===================================== =============================
+gradient       queries a step                        estimate
+============== ===================================== =============================
+`FirstOrder`   1 (forward and backward)              exact; needs autograd
+`Coordinates`  k + 1 forward, 2 k + 1 central        CGE on k weights, `estimators` (1)
+`Randomized`   q + 1 forward, 2 q + 1 central        RGE, `estimators` (2)
+============== ===================================== =============================
+
+The odd query of the central estimates is the reported loss.
+"""
+
+__all__ = ["Coordinates", "FirstOrder", "Randomized", "WeightGradient", "network_loss"]
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from deepzero_apps.zeroth_order.differences import Engine, Evaluation, Head
+from deepzero_apps.zeroth_order.directions import Directions, Gaussian
+from deepzero_apps.zeroth_order.engines import Fastest
+from deepzero_apps.zeroth_order.estimators import Loss
+from deepzero_apps.zeroth_order.randomness import generator_for
+from deepzero_apps.zeroth_order.sparsity import SupportSchedule
+from deepzero_apps.zeroth_order.state import Weights
+from deepzero_apps.zeroth_order.training import Observation
+
+
+class WeightGradient(Protocol):
+    """Estimates the gradient of ``head(network(inputs))``, averaged over samples."""
+
+    def __call__(
+        self, network: nn.Module, inputs: Tensor, head: Head, *, step: int
+    ) -> Observation:
+        """Writes ``.grad`` of the trainable parameters and returns what it saw."""
+        ...
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """Backpropagation, for comparison; the head must be differentiable.
+
+    Args:
+        schedule: Which entries of the gradient are kept at a step; all by default.
+    """
+
+    schedule: SupportSchedule | None = None
+
+    def __call__(
+        self, network: nn.Module, inputs: Tensor, head: Head, *, step: int
+    ) -> Observation:
+        """Writes ``.grad`` of the trainable parameters and returns what it saw."""
+        with torch.enable_grad():
+            loss = head(network(inputs)[None])[0].mean()
+            loss.backward()
+        support = self.schedule.at(step) if self.schedule else None
+        if support is not None:
+            _keep_only(network, support)
+        return Observation(float(loss.detach()), support)
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Coordinate-wise estimates (CGE), dense or sparse.
+
+    Args:
+        mu: The step, in the units of the weights.
+        schedule: Which coordinates are moved at a step; all by default.
+        central: Whether to take differences on both sides.
+        engine: How loss differences are evaluated.
+
+    Raises:
+        ValueError: If ``mu`` is not positive.
+    """
+
+    mu: float
+    schedule: SupportSchedule | None = None
+    central: bool = False
+    engine: Engine = field(default_factory=Fastest)
+
+    def __post_init__(self) -> None:
+        _check_positive(mu=self.mu)
+
+    def __call__(
+        self, network: nn.Module, inputs: Tensor, head: Head, *, step: int
+    ) -> Observation:
+        """Writes ``.grad`` of the trainable parameters and returns what it saw."""
+        weights = Weights(network)
+        evaluation = self.engine.prepare(network, inputs, head)
+        support = self.schedule.at(step) if self.schedule else None
+        moved = support if support is not None else torch.arange(weights.total)
+        loss = float(evaluation.base)
+        changes = evaluation.differences(moved, mu=self.mu, central=self.central)
+        slopes = changes / (2 * self.mu if self.central else self.mu)
+        gradient = torch.zeros(weights.total, dtype=slopes.dtype, device=slopes.device)
+        _write(weights, gradient.index_copy_(0, moved.to(slopes.device), slopes))
+        return Observation(loss, support)
+
+
+@dataclass(frozen=True)
+class Randomized:
+    """Randomized estimates (RGE) along directions in the space of all weights.
+
+    Args:
+        mu: The smoothing radius, in the units of the weights.
+        q: The number of directions a step.
+        directions: Their law.
+        central: Whether to take differences on both sides.
+        seed: The seed of the directions.
+        engine: How loss differences are evaluated.
+
+    Raises:
+        ValueError: If ``mu`` or ``q`` is not positive.
+    """
+
+    mu: float
+    q: int
+    directions: Directions = field(default_factory=Gaussian)
+    central: bool = False
+    seed: int = 0
+    engine: Engine = field(default_factory=Fastest)
+
+    def __post_init__(self) -> None:
+        _check_positive(mu=self.mu, q=self.q)
+
+    def __call__(
+        self, network: nn.Module, inputs: Tensor, head: Head, *, step: int
+    ) -> Observation:
+        """Writes ``.grad`` of the trainable parameters and returns what it saw."""
+        weights = Weights(network)
+        evaluation = self.engine.prepare(network, inputs, head)
+        generator = generator_for(self.seed, "directions", step, device=inputs.device)
+        like = weights.parameters[0].new_empty(weights.total)
+        gradient = torch.zeros(weights.total, dtype=torch.float64, device=inputs.device)
+        width = 2 * self.mu if self.central else self.mu
+        for _ in range(self.q):
+            u = self.directions.sample(like, generator=generator)
+            gradient += evaluation.displaced(self.mu * u, central=self.central) / width * u
+        _write(weights, gradient * (self.directions.scale(weights.total) / self.q))
+        return Observation(float(evaluation.base))
+
+
+def network_loss(evaluation: Evaluation, weights: Weights) -> Loss:
+    """Turns an evaluation into a loss of flat weights, for the scores of ``sparsity``.
+
+    Args:
+        evaluation: A network on a batch.
+        weights: The same network's weights.
+
+    Returns:
+        Points ``(k, d)`` to losses ``(k,)``, float64, relative to the loss at the weights.
+    """
+    theta = torch.cat([p.detach().flatten() for p in weights.parameters])
+
+    def loss(points: Tensor) -> Tensor:
+        return torch.stack([evaluation.displaced(point - theta) for point in points])
+
+    return loss
+
+
+def _write(weights: Weights, gradient: Tensor) -> None:
+    for p, part in zip(weights.parameters, gradient.split(list(weights.sizes)), strict=True):
+        p.grad = part.view(p.shape).to(p.dtype)
+
+
+def _keep_only(network: nn.Module, support: Tensor) -> None:
+    weights = Weights(network)
+    full = torch.cat([_gradient(p).flatten() for p in weights.parameters])
+    support = support.to(full.device)
+    _write(weights, torch.zeros_like(full).index_copy_(0, support, full[support]))
+
+
+def _gradient(p: nn.Parameter) -> Tensor:
+    return p.grad if p.grad is not None else torch.zeros_like(p)
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")

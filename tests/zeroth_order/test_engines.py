@@ -1,0 +1,154 @@
+"""What the engines do with networks that they cannot run the fast way."""
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deepzero_apps.vision.classifiers import resnet
+from deepzero_apps.zeroth_order.differences import Engine, Sequential
+from deepzero_apps.zeroth_order.engines import (
+    BatchedSuffix,
+    Fastest,
+    PrefixReuse,
+    SlowEngineWarning,
+)
+from deepzero_apps.zeroth_order.graph import Untraceable
+from tests.networks import BATCH, UNTRACEABLE, Mixing, images, make
+
+
+def head(outputs: Tensor) -> Tensor:
+    return outputs.flatten(2).tanh().sum(2)
+
+
+def test_fastest_falls_back_and_says_so_once() -> None:
+    network, x, engine = UNTRACEABLE(), images(), Fastest()
+
+    with pytest.warns(SlowEngineWarning, match="Untraceable runs whole .* TraceError: symbolic"):
+        evaluation = engine.prepare(network, x, head)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.prepare(network, x, head)
+
+    expected = Sequential().prepare(network, x, head).differences(torch.arange(9), mu=0.1)
+    assert torch.equal(evaluation.differences(torch.arange(9), mu=0.1), expected)
+
+
+@pytest.mark.parametrize("engine", [PrefixReuse(), BatchedSuffix()], ids=["prefix", "batched"])
+def test_other_engines_refuse_what_has_no_graph(engine: Engine) -> None:
+    with pytest.raises(Untraceable, match="symbolically traced variables"):
+        engine.prepare(UNTRACEABLE(), images(), head)
+
+
+def test_hooks_are_not_lost() -> None:
+    network = make("plain", training=False)
+    network[0].register_forward_hook(lambda _m, _i, out: 2 * out)  # type: ignore[index]
+    with pytest.warns(SlowEngineWarning, match="module '0' has forward hooks"):
+        Fastest().prepare(network, images(), head)
+
+
+def test_a_parameter_before_mixed_samples_runs_one_by_one() -> None:
+    network, x = Mixing(), images()
+    expected = Sequential().prepare(network, x, head).differences(torch.arange(20), mu=0.1)
+    evaluation = BatchedSuffix().prepare(network, x, head)
+
+    with pytest.warns(SlowEngineWarning, match="moves of 'a.weight' run one by one"):
+        got = evaluation.differences(torch.arange(20), mu=0.1)
+
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def test_a_stale_graph_is_traced_anew() -> None:
+    class Tempered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 3)
+            self.temperature = 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x[:, 0, 0]) / self.temperature
+
+    network, x, engine = Tempered(), images(), BatchedSuffix()
+    engine.prepare(network, x, head)
+    network.temperature = 3.0
+
+    got = engine.prepare(network, x, head).differences(torch.arange(9), mu=0.1)
+
+    expected = Sequential().prepare(network, x, head).differences(torch.arange(9), mu=0.1)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def test_batches_hold_as_many_networks_as_the_budget_allows() -> None:
+    network, x = (
+        nn.Sequential(nn.Flatten(), nn.Linear(128, 4), nn.Tanh(), nn.Linear(4, 2)),
+        images(),
+    )
+    sizes: list[int] = []
+
+    def counting(outputs: Tensor) -> Tensor:
+        sizes.append(len(outputs))
+        return head(outputs)
+
+    # The largest activation after the first layer is 4 float64 numbers a sample.
+    evaluation = BatchedSuffix(budget=3 * BATCH * 4 * 8).prepare(network, x, counting)
+    evaluation.differences(torch.arange(8), mu=0.1)
+
+    assert sizes == [1, 3, 3, 2]
+
+
+def test_budget_is_named() -> None:
+    with pytest.raises(ValueError, match="budget must be a positive number of bytes, got 0"):
+        BatchedSuffix(budget=0)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(
+    ("name", "one_by_one"),
+    [
+        ("plain", 0),
+        ("residual", 0),
+        ("dncnn", 0),
+        ("unet", 0),
+        ("transformer", 0),
+        ("dropout", 0),
+        ("in place", 0),
+        ("by name", 0),
+        ("channels last", 0),
+        ("tied", 3),
+        ("odd", 2),
+    ],
+)
+def test_all_moves_of_a_parameter_make_one_batch(
+    name: str, one_by_one: int, training: bool
+) -> None:
+    network = make(name, training=training)
+    sizes: list[int] = []
+
+    def counting(outputs: Tensor) -> Tensor:
+        sizes.append(len(outputs))
+        return head(outputs)
+
+    # The first and the last entry of each parameter; a parameter used twice or never has a
+    # batch for each.
+    ends = torch.tensor([p.numel() for p in network.parameters()]).cumsum(0)
+    coordinates = torch.cat([ends - 1, ends[:-1], torch.zeros(1, dtype=torch.int64)])
+    evaluation = BatchedSuffix(budget=2**30).prepare(network, images(), counting)
+    evaluation.differences(coordinates, mu=0.1)
+
+    parameters = len(ends)
+    assert sorted(sizes) == [1] * (1 + 2 * one_by_one) + [2] * (parameters - one_by_one)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_resnet20_is_batched_and_equals_sequential(training: bool) -> None:
+    network = resnet(depth=20).double().train(training)
+    x = torch.randn(3, 3, 8, 8)
+    coordinates = torch.randperm(sum(p.numel() for p in network.parameters()))[:12]
+
+    got = BatchedSuffix().prepare(network, x, head).differences(coordinates, mu=0.1)
+
+    expected = Sequential().prepare(network, x, head).differences(coordinates, mu=0.1)
+    # Batch norm over few values multiplies rounding, of 1e-16 a sum, some hundredfold.
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
+    assert expected.abs().max() > 1e-3

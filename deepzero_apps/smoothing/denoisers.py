@@ -8,8 +8,8 @@ identity and the defended classifier from the bare one.
 denoiser     what it is                                   weights (3 channels)
 ============ ============================================ ===========================
 ``dncnn``    a chain of 3x3 convolutions                  558,400 (depth 17, width 64)
-``unet``     two scales joined by a skip                  27,667 (width 16)
-autoencoder  strided convolutions to ``latent`` numbers   237,891 (32x32, latent 192)
+``unet``     two scales joined by a skip                  23,779 (width 16)
+autoencoder  strided convolutions to ``latent`` numbers   318,483 (32x32, latent 192)
              and back
 ============ ============================================ ===========================
 

@@ -11,12 +11,12 @@ step; False lets them drift, as plain SGD with a sparse gradient would (and as t
 code does). The optimizer's own state moves on either way.
 """
 
-__all__ = ["GradientFunction", "Observation", "Training", "minibatch"]
+__all__ = ["GradientFunction", "Observation", "Stateful", "Training", "minibatch"]
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,18 @@ GradientFunction = Callable[[int], Observation]
 """A step number to an observation; writes ``.grad`` of the trained network's parameters."""
 
 
+class Stateful(Protocol):
+    """Something that learns while a network is trained and must resume with it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything that the rest of the run depends on."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> object:
+        """Takes up what ``state_dict()`` returned."""
+        ...
+
+
 class Training:
     """A training run that can be stopped and restored at any step.
 
@@ -55,6 +67,7 @@ class Training:
         gradient: Writes ``.grad``; see ``GradientFunction``.
         scheduler: A learning-rate schedule, stepped once a step.
         meter: The meter that the gradient's queries are charged to; reported and stored.
+        companion: What else learns during the run, such as a surrogate; stored with it.
         clip_norm: The largest gradient norm; larger ones are scaled down to it.
         hold_unselected: Whether weights outside of the support stay where they are.
         seed: The seed of torch's global generator at every step (dropout).
@@ -71,6 +84,7 @@ class Training:
         *,
         scheduler: LRScheduler | None = None,
         meter: Meter | None = None,
+        companion: Stateful | None = None,
         clip_norm: float | None = None,
         hold_unselected: bool = False,
         seed: int = 0,
@@ -82,6 +96,7 @@ class Training:
         self.gradient = gradient
         self.scheduler = scheduler
         self.meter = meter if meter is not None else Meter()
+        self.companion = companion
         self.clip_norm = clip_norm
         self.hold_unselected = hold_unselected
         self.seed = seed
@@ -122,6 +137,7 @@ class Training:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "companion": self.companion.state_dict() if self.companion else None,
             "step": self.step,
             "spent": self.meter.spent,
             "seconds": self.seconds,
@@ -133,6 +149,8 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler:
             self.scheduler.load_state_dict(state["scheduler"])
+        if self.companion:
+            self.companion.load_state_dict(state["companion"])
         self.step = state["step"]
         self.meter.spent = state["spent"]
         self.seconds = state["seconds"]

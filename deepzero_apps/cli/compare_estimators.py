@@ -1,0 +1,318 @@
+"""``deepzero-apps compare estimators``: first order, CGE and RGE on networks of growing size.
+
+The counterpart on digits of DeepZero's table (adjustable CNN on CIFAR-10, q = d). Every cell, one
+estimator on one network from one seed, sees the same starting weights, batches and number of
+steps. RGE has as many directions as the network has weights, so that it costs what dense CGE does.
+Accuracy is that of the last step on the test images; nothing is chosen by it.
+
+The defaults of steps, mu and learning rates come from ``benchmarks/tune_estimators.py``, by
+accuracy on the *validation* images.
+"""
+
+__all__ = ["Cell", "CompareEstimatorsSettings", "run", "train_cell"]
+
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+from rich.console import Console
+from rich.table import Table
+
+from deepzero_apps.cli.progress import tracked
+from deepzero_apps.cli.settings import CommonSettings, Misuse
+
+Estimator = Literal["fo", "cge", "rge"]
+
+LABELS = {"fo": "first order", "cge": "CGE", "rge": "RGE, q = d"}
+
+Row = dict[str, Any]
+
+
+class CompareEstimatorsSettings(CommonSettings):
+    """First order, CGE and RGE at q = d: accuracy, queries and seconds on scikit-learn's digits."""
+
+    estimators: tuple[Estimator, ...] = ("fo", "cge", "rge")
+    """What is compared: backpropagation (fo), coordinates (cge), random directions (rge)."""
+
+    depths: tuple[int, ...] = (1, 2, 3)
+    """Blocks of the networks, one network each; at width 18: 406, 3,376 and 6,346 weights."""
+
+    width: int = Field(18, ge=1)
+    """Channels of every block."""
+
+    steps: tuple[int, ...] = (500, 120, 80)
+    """Training steps: one number for all networks, or one for each depth."""
+
+    seeds: int = Field(3, ge=1)
+    """Runs of each estimator and network; the first has the seed of --seed."""
+
+    batch: int = Field(32, ge=2, le=1_000)
+    """Images a step."""
+
+    mu: float = Field(1e-3, gt=0, lt=float("inf"))
+    """Finite-difference step, in the units of the weights."""
+
+    lr_fo: float = Field(0.1, gt=0, lt=float("inf"))
+    """Learning rate (Adam) of first order."""
+
+    lr_cge: float = Field(0.1, gt=0, lt=float("inf"))
+    """Learning rate (Adam) of CGE."""
+
+    lr_rge: float = Field(0.03, gt=0, lt=float("inf"))
+    """Learning rate (Adam) of RGE."""
+
+    jobs: int = Field(2, ge=1)
+    """Processes that share the runs, one thread each."""
+
+    out: Path | None = None
+    """Write the figure estimators.png and the table result.json into this new or empty folder."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name in ("estimators", "depths"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"--{name} must be one or more different values, got {values}")
+        if min(self.depths) < 1 or max(self.depths) > 3:
+            raise ValueError(
+                f"--depths must lie in 1...3, since 8x8 images can be halved 3 times, "
+                f"got {self.depths}"
+            )
+        if len(self.steps) not in (1, len(self.depths)) or min(self.steps) < 1:
+            raise ValueError(
+                f"--steps must be one number from 1, or one for each of the {len(self.depths)} "
+                f"depths, got {self.steps}"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One estimator on one network from one seed.
+
+    Args:
+        estimator: The kind of gradient.
+        depth: Blocks of the network.
+        width: Channels of the network.
+        steps: The number of steps.
+        batch: Images a step.
+        mu: The finite-difference step, in the units of the weights.
+        lr: The peak learning rate.
+        optimizer: What uses the gradient.
+        seed: The seed of starting weights, batches and directions.
+        data_seed: The seed of the division into training, validation and test.
+        device: Where the network runs.
+    """
+
+    estimator: Estimator
+    depth: int
+    width: int
+    steps: int
+    batch: int
+    mu: float
+    lr: float
+    optimizer: Literal["sgd", "adam"] = "adam"
+    seed: int = 0
+    data_seed: int = 0
+    device: str = "cpu"
+
+
+def train_cell(cell: Cell) -> Row:
+    """Trains one network from scratch.
+
+    Args:
+        cell: What is trained, and how.
+
+    Returns:
+        ``parameters``, ``accuracy`` and ``validation_accuracy`` in percent after the last step,
+        ``queries`` and ``seconds`` of training, and the fields that identify the cell.
+    """
+    import torch
+
+    from deepzero_apps.vision import adjustable_cnn, digits
+    from deepzero_apps.vision.training import Recipe, accuracy, classifier_training
+    from deepzero_apps.zeroth_order.randomness import generator_for
+
+    torch.set_num_threads(1)
+    splits = digits(seed=cell.data_seed)
+    network = adjustable_cnn(
+        cell.depth,
+        width=cell.width,
+        channels=1,
+        generator=generator_for(cell.seed, "initial weights"),
+    ).to(cell.device)
+    recipe = Recipe(
+        steps=cell.steps,
+        batch=cell.batch,
+        optimizer=cell.optimizer,
+        lr=cell.lr,
+        weight_decay=0.0,
+        warmup=cell.steps // 10,
+        seed=cell.seed,
+    )
+    total = sum(p.numel() for p in network.parameters())
+    train = splits.train.to(cell.device)
+    training = classifier_training(network, train, _gradient(cell, total), recipe)
+    started = time.perf_counter()
+    losses = [metrics["loss"] for metrics in training.run(cell.steps)]
+    seconds = time.perf_counter() - started
+    return {
+        "estimator": cell.estimator,
+        "depth": cell.depth,
+        "parameters": total,
+        "seed": cell.seed,
+        "accuracy": accuracy(network, splits.test.to(cell.device)),
+        "validation_accuracy": accuracy(network, splits.validation.to(cell.device)),
+        "loss": statistics.fmean(losses[-10:]),
+        "queries": training.meter.spent,
+        "seconds": seconds,
+    }
+
+
+def run(settings: CompareEstimatorsSettings) -> int:
+    """Trains all cells, prints the table and writes what was asked for.
+
+    Args:
+        settings: What to compare.
+
+    Returns:
+        The exit code.
+    """
+    _refuse_unwritable(settings)
+    started = time.perf_counter()
+    cells = _cells(settings)
+    tracker = tracked(
+        _trained(cells, settings.jobs), "training", total=len(cells), note=_note
+    )
+    rows = _averaged(sorted(tracker, key=lambda row: (row["parameters"], row["seed"])), settings)
+    result = {
+        "settings": settings.record(),
+        "rows": rows,
+        "wall_seconds": time.perf_counter() - started,
+    }
+    Console().print(_table(rows, settings))
+    _write(result, settings)
+    return 0
+
+
+def _gradient(cell: Cell, total: int) -> Any:  # noqa: ANN401 - torch is imported inside
+    from deepzero_apps.zeroth_order.gradients import Coordinates, FirstOrder, Randomized
+    from deepzero_apps.zeroth_order.stacked import StackedRandomized
+
+    if cell.estimator == "fo":
+        return FirstOrder()
+    if cell.estimator == "cge":
+        return Coordinates(mu=cell.mu)
+    return StackedRandomized(Randomized(mu=cell.mu, q=total, seed=cell.seed))
+
+
+def _cells(settings: CompareEstimatorsSettings) -> list[Cell]:
+    """All cells, the longest first, so that no process ends up with a long one alone."""
+    steps = settings.steps * (len(settings.depths) if len(settings.steps) == 1 else 1)
+    order = {"rge": 0, "cge": 1, "fo": 2}
+    cells = [
+        Cell(
+            estimator,
+            depth,
+            settings.width,
+            count,
+            batch=settings.batch,
+            mu=settings.mu,
+            lr=getattr(settings, f"lr_{estimator}"),
+            seed=settings.seed + seed,
+            data_seed=settings.seed,
+            device=settings.device,
+        )
+        for estimator in settings.estimators
+        for depth, count in zip(settings.depths, steps, strict=True)
+        for seed in range(settings.seeds)
+    ]
+    return sorted(cells, key=lambda c: (order[c.estimator], -c.depth))
+
+
+def _trained(cells: Sequence[Cell], jobs: int) -> Iterator[Row]:
+    if jobs == 1:
+        return map(train_cell, cells)
+    from joblib import Parallel, delayed
+
+    pool = Parallel(n_jobs=jobs, pre_dispatch=jobs, return_as="generator_unordered")
+    finished: Iterator[Row] = pool(delayed(train_cell)(cell) for cell in cells)
+    return finished
+
+
+def _note(row: Row) -> str:
+    return (
+        f"{LABELS[row['estimator']]}, {row['parameters']:,} weights: {row['accuracy']:.1f} % "
+        f"in {row['seconds']:.0f} s"
+    )
+
+
+def _averaged(cells: Sequence[Row], settings: CompareEstimatorsSettings) -> list[Row]:
+    rows = []
+    for depth in settings.depths:
+        for estimator in settings.estimators:
+            runs = [c for c in cells if (c["depth"], c["estimator"]) == (depth, estimator)]
+            accuracies = [c["accuracy"] for c in runs]
+            rows.append(
+                {
+                    "estimator": estimator,
+                    "parameters": runs[0]["parameters"],
+                    "depth": depth,
+                    "accuracy": statistics.fmean(accuracies),
+                    "accuracy_std": statistics.stdev(accuracies) if len(runs) > 1 else None,
+                    "accuracies": accuracies,
+                    "loss": statistics.fmean(c["loss"] for c in runs),
+                    "queries": runs[0]["queries"],
+                    "seconds": statistics.fmean(c["seconds"] for c in runs),
+                }
+            )
+    return rows
+
+
+def _table(rows: Sequence[Row], settings: CompareEstimatorsSettings) -> Table:
+    table = Table(
+        title=f"digits, {settings.seeds} seeds; queries and seconds of one run (of one process)"
+    )
+    table.add_column("weights", justify="right")
+    table.add_column("estimator")
+    for name in ("accuracy, %", "std", "loss", "queries", "seconds"):
+        table.add_column(name, justify="right")
+    for i, row in enumerate(rows):
+        std = row["accuracy_std"]
+        table.add_row(
+            f"{row['parameters']:,}",
+            LABELS[row["estimator"]],
+            f"{row['accuracy']:.2f}",
+            "-" if std is None else f"{std:.2f}",
+            f"{row['loss']:.3f}",
+            f"{row['queries']:,}",
+            f"{row['seconds']:.1f}",
+            end_section=(i + 1) % len(settings.estimators) == 0,
+        )
+    return table
+
+
+def _refuse_unwritable(settings: CompareEstimatorsSettings) -> None:
+    """Finds out before minutes of work that the result could not be written."""
+    file, out = settings.json_file, settings.out
+    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+        raise Misuse(f"--json must name a file in a folder that exists, got {file}")
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Misuse(f"--out must be a new or an empty folder, got {out}")
+
+
+def _write(result: dict[str, Any], settings: CompareEstimatorsSettings) -> None:
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    if settings.json_file is not None:
+        settings.json_file.write_text(text, encoding="utf-8")
+    if settings.out is not None:
+        from deepzero_apps.cli.figures import bars
+
+        settings.out.mkdir(parents=True, exist_ok=True)
+        (settings.out / "result.json").write_text(text, encoding="utf-8")
+        bars(result["rows"], LABELS, settings.out / "estimators.png")

@@ -1,0 +1,387 @@
+r"""Training a classifier with any weight gradient: backpropagation, coordinates or directions.
+
+The loss is cross-entropy, for logits :math:`z` of a sample with label :math:`y`
+
+.. math::
+    l = \log \sum_c e^{z_c} - z_y                                                  \tag{1}
+
+taken in float64: its finite difference is divided by a small :math:`\mu`, and a float32 loss would be
+most of the noise. Batch norm is in train mode while gradients are taken, in eval mode in `accuracy`.
+
+**Queries.** One query is one evaluation of the network on one batch: k + 1 for a step of CGE on k
+weights, q + 1 for one of RGE in q directions (2k + 1 and 2q + 1 if central). A step of
+backpropagation, one forward and one backward pass, counts as 1.
+
+**Learning rate.** At step t of T, after a linear warm-up of W steps,
+
+.. math::
+    \eta_t = \eta \min\left(\tfrac{t + 1}{W}, 1\right) \cdot
+             \tfrac12 \left(1 + \cos \pi \tfrac{\max(t - W, 0)}{T - W}\right)                     \tag{2}
+
+References:
+    | SGDR: Stochastic Gradient Descent with Warm Restarts (Loshchilov & Hutter, 2017), eq. (5)
+    | https://arxiv.org/abs/1608.03983
+
+    | DeepZero: Scaling up Zeroth-Order Optimization (Chen et al., 2024)
+    | https://arxiv.org/abs/2310.02025
+"""
+
+__all__ = [
+    "ALLOCATIONS",
+    "Recipe",
+    "Sparsity",
+    "accuracy",
+    "classifier_training",
+    "cross_entropy",
+    "queries_a_step",
+    "support_schedule",
+]
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR
+
+from deepzero_apps.vision.augmentation import augment
+from deepzero_apps.vision.images import Images
+from deepzero_apps.zeroth_order.differences import Head
+from deepzero_apps.zeroth_order.engines import Fastest
+from deepzero_apps.zeroth_order.gradients import (
+    Coordinates,
+    FirstOrder,
+    Randomized,
+    WeightGradient,
+    network_loss,
+)
+from deepzero_apps.zeroth_order.oracle import Meter
+from deepzero_apps.zeroth_order.randomness import generator_for
+from deepzero_apps.zeroth_order.sparsity import (
+    SupportSchedule,
+    counts_by_energy,
+    counts_by_score,
+    counts_by_size,
+    grasp,
+    layer_energies,
+    zo_grasp,
+)
+from deepzero_apps.zeroth_order.stacked import StackedRandomized
+from deepzero_apps.zeroth_order.state import Weights
+from deepzero_apps.zeroth_order.training import Observation, Training, minibatch
+
+Allocation = Literal["uniform", "energy", "zo-grasp", "grasp"]
+
+ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "energy", "zo-grasp", "grasp")
+"""How the coordinates of a sparse gradient are split over the layers."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained, whatever its gradient.
+
+    Args:
+        steps: The number of steps.
+        batch: The number of images a step.
+        optimizer: SGD with momentum, or Adam.
+        lr: The peak learning rate.
+        momentum: Of SGD, in [0, 1).
+        weight_decay: The pull to zero that is added to the gradient.
+        warmup: The steps in which the learning rate rises, fewer than ``steps``.
+        clip: The largest gradient norm; None for no limit.
+        augment: Whether images are shifted by up to 4 pixels and mirrored.
+        hold_unselected: Whether weights that a sparse gradient leaves out stay where they are.
+        seed: The seed of batches and augmentation.
+
+    Raises:
+        ValueError: If a number is out of its range, or ``optimizer`` is unknown.
+    """
+
+    steps: int
+    batch: int = 64
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: int = 0
+    clip: float | None = None
+    augment: bool = False
+    hold_unselected: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("sgd", "adam"):
+            raise ValueError(f"optimizer must be 'sgd' or 'adam', got {self.optimizer!r}")
+        checks = {
+            "steps": (self.steps >= 1, "at least 1"),
+            "batch": (self.batch >= 1, "at least 1 image"),
+            "lr": (0 < self.lr < math.inf, "positive and finite"),
+            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0 and finite"),
+            "warmup": (0 <= self.warmup < self.steps, f"in [0, steps), steps being {self.steps}"),
+            "seed": (self.seed >= 0, "at least 0"),
+        }
+        for name, (holds, expectation) in checks.items():
+            if not holds:
+                raise ValueError(f"{name} must be {expectation}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """Which share of the coordinates a gradient leaves out, and how the others are split.
+
+    Args:
+        share: The share of weights that a step does not estimate, in [0, 1).
+        allocation: One of `ALLOCATIONS`: by layer size, by layer energy (ours), by ZO-GraSP
+            scores (DeepZero), by scores from autograd (for comparison).
+        interval: The number of steps between draws.
+        q: The directions that the scores are estimated from: a layer for ``energy``, in all for
+            ``zo-grasp``.
+
+    Raises:
+        ValueError: If a number is out of its range, or ``allocation`` is unknown.
+    """
+
+    share: float
+    allocation: Allocation = "uniform"
+    interval: int = 1
+    q: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise ValueError(f"sparsity must lie in [0, 1), got {self.share}")
+        if self.allocation not in ALLOCATIONS:
+            raise ValueError(
+                f"allocation must be one of {', '.join(ALLOCATIONS)}, got {self.allocation!r}"
+            )
+        for name in ("interval", "q"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def cross_entropy(labels: Tensor) -> Head:
+    """Makes the head of eq. (1).
+
+    Args:
+        labels: The samples' classes, int64 of shape ``(b,)``.
+
+    Returns:
+        A function of logits ``(k, b, classes)`` to losses ``(k, b)``, float64.
+    """
+
+    def head(outputs: Tensor) -> Tensor:
+        scores = functional.log_softmax(outputs.double(), dim=-1)
+        return -scores.gather(-1, labels.expand(len(outputs), -1)[..., None])[..., 0]
+
+    return head
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, images: Images, *, rows: int = 500) -> float:
+    """Measures which share of images a network classifies rightly, in eval mode.
+
+    Args:
+        network: Images ``(n, c, h, w)`` to logits ``(n, classes)``; its modes are put back.
+        images: The images, on the network's device.
+        rows: The number of images a batch.
+
+    Returns:
+        The accuracy in percent.
+
+    Raises:
+        ValueError: If ``rows`` is not positive or there are no images.
+    """
+    if rows < 1 or len(images) == 0:
+        raise ValueError(
+            f"rows and images must be at least 1, got {rows} rows for {len(images)} images"
+        )
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    correct = 0
+    for start in range(0, len(images), rows):
+        part = slice(start, start + rows)
+        answers = network(images.pixels(part)).argmax(-1)
+        correct += int((answers == images.labels[part]).sum())
+    for module, mode in modes:
+        module.training = mode
+    return 100 * correct / len(images)
+
+
+def queries_a_step(gradient: WeightGradient, weights: int) -> int:
+    """Counts the network evaluations of one step.
+
+    Args:
+        gradient: The gradient.
+        weights: The number of trainable weights.
+
+    Returns:
+        The number of queries, as the module's docstring defines them.
+
+    Raises:
+        TypeError: If ``gradient`` is of no known kind.
+    """
+    if isinstance(gradient, FirstOrder):
+        return 1
+    if isinstance(gradient, StackedRandomized):
+        gradient = gradient.plain
+    if isinstance(gradient, Randomized):
+        return (2 if gradient.central else 1) * gradient.q + 1
+    if isinstance(gradient, Coordinates):
+        moved = sum(gradient.schedule.counts) if gradient.schedule else weights
+        return (2 if gradient.central else 1) * moved + 1
+    raise TypeError(
+        "gradient must be FirstOrder, Coordinates, Randomized or StackedRandomized, "
+        f"got {type(gradient).__name__}"
+    )
+
+
+def classifier_training(
+    network: nn.Module,
+    train: Images,
+    gradient: WeightGradient,
+    recipe: Recipe,
+    *,
+    meter: Meter | None = None,
+) -> Training:
+    """Sets up a training run.
+
+    Args:
+        network: Images ``(n, c, h, w)`` to logits ``(n, classes)``; put in train mode and changed
+            in place by the run.
+        train: The training images, on the network's device.
+        gradient: What writes ``.grad``.
+        recipe: How it is trained.
+        meter: The meter that queries are charged to, before they are made.
+
+    Returns:
+        The run; ``run(recipe.steps)`` trains.
+
+    Raises:
+        ValueError: If there are fewer images than a batch holds.
+    """
+    if recipe.batch > len(train):
+        raise ValueError(
+            f"batch must be at most the number of training images, {len(train)}, "
+            f"got {recipe.batch}"
+        )
+    meter = meter if meter is not None else Meter()
+    cost = queries_a_step(gradient, Weights(network).total)
+    network.train()
+
+    def estimate(step: int) -> Observation:
+        meter.charge(cost)
+        inputs, labels = training_batch(train, recipe, step)
+        return gradient(network, inputs, cross_entropy(labels), step=step)
+
+    optimizer = _optimizer(network, recipe)
+    return Training(
+        network,
+        optimizer,
+        estimate,
+        scheduler=LambdaLR(optimizer, lambda step: _relative_rate(step, recipe)),
+        meter=meter,
+        clip_norm=recipe.clip,
+        hold_unselected=recipe.hold_unselected,
+        seed=recipe.seed,
+    )
+
+
+def training_batch(train: Images, recipe: Recipe, step: int) -> tuple[Tensor, Tensor]:
+    """Returns the images ``(b, c, h, w)`` and labels ``(b,)`` of a step."""
+    rows = minibatch(step, samples=len(train), size=recipe.batch, seed=recipe.seed)
+    rows = rows.to(train.images.device)
+    inputs = train.pixels(rows)
+    if recipe.augment:
+        inputs = augment(inputs, generator=generator_for(recipe.seed, "augment", step))
+    return inputs, train.labels[rows]
+
+
+def support_schedule(
+    network: nn.Module,
+    train: Images,
+    sparsity: Sparsity,
+    recipe: Recipe,
+    *,
+    mu: float,
+    meter: Meter | None = None,
+) -> SupportSchedule | None:
+    """Splits the coordinates of sparse gradients over the layers, at the starting weights.
+
+    The scores are taken on the run's first batch, with a copy of the network.
+
+    Args:
+        network: The network.
+        train: The training images, on the network's device.
+        sparsity: How many coordinates, and how they are split.
+        recipe: How the network will be trained.
+        mu: The step of the scores' finite differences, in the units of the weights.
+        meter: Charged with 0 queries for ``uniform``, layers * q + 1 for ``energy``, 2 (q + 1)
+            for ``zo-grasp`` and 2 for ``grasp`` (a backward pass through a backward pass).
+
+    Returns:
+        The schedule; None if the gradient is dense.
+
+    Raises:
+        BudgetExhausted: If the meter does not cover the scores.
+    """
+    if sparsity.share == 0:
+        return None
+    meter = meter if meter is not None else Meter()
+    sizes = Weights(network).sizes
+    kept = max(1, round((1 - sparsity.share) * sum(sizes)))
+    if sparsity.allocation == "uniform":
+        counts = counts_by_size(sizes, kept)
+    else:
+        batch = training_batch(train, recipe, 0)
+        scored = deepcopy(network).train()
+        counts = _scored_counts(scored, batch, sparsity, kept=kept, mu=mu, meter=meter)
+    return SupportSchedule(tuple(counts), sizes, sparsity.interval, recipe.seed)
+
+
+def _scored_counts(
+    network: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    sparsity: Sparsity,
+    *,
+    kept: int,
+    mu: float,
+    meter: Meter,
+) -> list[int]:
+    inputs, head = batch[0], cross_entropy(batch[1])
+    weights = Weights(network)
+    if sparsity.allocation == "grasp":
+        meter.charge(2)
+        loss = head(network(inputs)[None])[0].mean()
+        return counts_by_score(grasp(loss, weights.parameters), weights.sizes, kept)
+
+    q, layers = sparsity.q, len(weights.sizes)
+    energy = sparsity.allocation == "energy"
+    meter.charge(layers * q + 1 if energy else 2 * (q + 1))
+    objective = network_loss(Fastest().prepare(network, inputs, head), weights)
+    theta = torch.cat([p.detach().flatten() for p in weights.parameters])
+    generator = generator_for(0, "scores", device=theta.device)
+    if energy:
+        energies = layer_energies(
+            objective, theta, weights.sizes, mu=mu, q=q, generator=generator
+        )
+        return counts_by_energy(energies, weights.sizes, kept)
+    scores = zo_grasp(objective, theta, mu=mu, q=q, generator=generator)
+    return counts_by_score(scores, weights.sizes, kept)
+
+
+def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    moved = [p for p in network.parameters() if p.requires_grad]
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(moved, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        moved, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+
+
+def _relative_rate(step: int, recipe: Recipe) -> float:
+    rise = min((step + 1) / recipe.warmup, 1.0) if recipe.warmup else 1.0
+    done = max(step - recipe.warmup, 0) / (recipe.steps - recipe.warmup)
+    return rise * (1 + math.cos(math.pi * done)) / 2

@@ -9,7 +9,7 @@ The defaults of steps, mu and learning rates come from ``benchmarks/tune_estimat
 accuracy on the *validation* images.
 """
 
-__all__ = ["Cell", "CompareEstimatorsSettings", "run", "train_cell"]
+__all__ = ["Cell", "CompareEstimatorsSettings", "Estimator", "Optimizer", "run", "train_cell"]
 
 import json
 import statistics
@@ -27,6 +27,7 @@ from deepzero_apps.cli.progress import tracked
 from deepzero_apps.cli.settings import CommonSettings, Misuse
 
 Estimator = Literal["fo", "cge", "rge"]
+Optimizer = Literal["sgd", "adam"]
 
 LABELS = {"fo": "first order", "cge": "CGE", "rge": "RGE, q = d"}
 
@@ -45,7 +46,7 @@ class CompareEstimatorsSettings(CommonSettings):
     width: int = Field(18, ge=1)
     """Channels of every block."""
 
-    steps: tuple[int, ...] = (500, 120, 80)
+    steps: tuple[int, ...] = (400, 100, 70)
     """Training steps: one number for all networks, or one for each depth."""
 
     seeds: int = Field(3, ge=1)
@@ -54,8 +55,11 @@ class CompareEstimatorsSettings(CommonSettings):
     batch: int = Field(32, ge=2, le=1_000)
     """Images a step."""
 
-    mu: float = Field(1e-3, gt=0, lt=float("inf"))
-    """Finite-difference step, in the units of the weights."""
+    mu_cge: float = Field(1e-3, gt=0, lt=float("inf"))
+    """Finite-difference step of CGE, in the units of the weights."""
+
+    mu_rge: float = Field(1e-4, gt=0, lt=float("inf"))
+    """Smoothing radius of RGE. A direction moves all d weights, so a step has length mu sqrt(d)."""
 
     lr_fo: float = Field(0.1, gt=0, lt=float("inf"))
     """Learning rate (Adam) of first order."""
@@ -116,7 +120,7 @@ class Cell:
     batch: int
     mu: float
     lr: float
-    optimizer: Literal["sgd", "adam"] = "adam"
+    optimizer: Optimizer = "adam"
     seed: int = 0
     data_seed: int = 0
     device: str = "cpu"
@@ -130,7 +134,8 @@ def train_cell(cell: Cell) -> Row:
 
     Returns:
         ``parameters``, ``accuracy`` and ``validation_accuracy`` in percent after the last step,
-        ``queries`` and ``seconds`` of training, and the fields that identify the cell.
+        ``queries``, ``seconds`` and ``cpu_seconds`` of training (the latter do not count other
+        programs on the machine), and the fields that identify the cell.
     """
     import torch
 
@@ -158,9 +163,9 @@ def train_cell(cell: Cell) -> Row:
     total = sum(p.numel() for p in network.parameters())
     train = splits.train.to(cell.device)
     training = classifier_training(network, train, _gradient(cell, total), recipe)
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     losses = [metrics["loss"] for metrics in training.run(cell.steps)]
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
     return {
         "estimator": cell.estimator,
         "depth": cell.depth,
@@ -171,6 +176,7 @@ def train_cell(cell: Cell) -> Row:
         "loss": statistics.fmean(losses[-10:]),
         "queries": training.meter.spent,
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
     }
 
 
@@ -183,12 +189,10 @@ def run(settings: CompareEstimatorsSettings) -> int:
     Returns:
         The exit code.
     """
-    _refuse_unwritable(settings)
+    _refuse_unwritable(settings.out)
     started = time.perf_counter()
     cells = _cells(settings)
-    tracker = tracked(
-        _trained(cells, settings.jobs), "training", total=len(cells), note=_note
-    )
+    tracker = tracked(_trained(cells, settings.jobs), "training", total=len(cells), note=_note)
     rows = _averaged(sorted(tracker, key=lambda row: (row["parameters"], row["seed"])), settings)
     result = {
         "settings": settings.record(),
@@ -222,7 +226,7 @@ def _cells(settings: CompareEstimatorsSettings) -> list[Cell]:
             settings.width,
             count,
             batch=settings.batch,
-            mu=settings.mu,
+            mu=settings.mu_rge if estimator == "rge" else settings.mu_cge,
             lr=getattr(settings, f"lr_{estimator}"),
             seed=settings.seed + seed,
             data_seed=settings.seed,
@@ -269,6 +273,7 @@ def _averaged(cells: Sequence[Row], settings: CompareEstimatorsSettings) -> list
                     "loss": statistics.fmean(c["loss"] for c in runs),
                     "queries": runs[0]["queries"],
                     "seconds": statistics.fmean(c["seconds"] for c in runs),
+                    "cpu_seconds": statistics.fmean(c["cpu_seconds"] for c in runs),
                 }
             )
     return rows
@@ -280,7 +285,7 @@ def _table(rows: Sequence[Row], settings: CompareEstimatorsSettings) -> Table:
     )
     table.add_column("weights", justify="right")
     table.add_column("estimator")
-    for name in ("accuracy, %", "std", "loss", "queries", "seconds"):
+    for name in ("accuracy, %", "std", "loss", "queries", "seconds", "of CPU"):
         table.add_column(name, justify="right")
     for i, row in enumerate(rows):
         std = row["accuracy_std"]
@@ -292,16 +297,14 @@ def _table(rows: Sequence[Row], settings: CompareEstimatorsSettings) -> Table:
             f"{row['loss']:.3f}",
             f"{row['queries']:,}",
             f"{row['seconds']:.1f}",
+            f"{row['cpu_seconds']:.1f}",
             end_section=(i + 1) % len(settings.estimators) == 0,
         )
     return table
 
 
-def _refuse_unwritable(settings: CompareEstimatorsSettings) -> None:
+def _refuse_unwritable(out: Path | None) -> None:
     """Finds out before minutes of work that the result could not be written."""
-    file, out = settings.json_file, settings.out
-    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-        raise Misuse(f"--json must name a file in a folder that exists, got {file}")
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Misuse(f"--out must be a new or an empty folder, got {out}")
 
@@ -311,8 +314,8 @@ def _write(result: dict[str, Any], settings: CompareEstimatorsSettings) -> None:
     if settings.json_file is not None:
         settings.json_file.write_text(text, encoding="utf-8")
     if settings.out is not None:
-        from deepzero_apps.cli.figures import bars
+        from deepzero_apps.cli.training_figures import accuracy_bars
 
         settings.out.mkdir(parents=True, exist_ok=True)
         (settings.out / "result.json").write_text(text, encoding="utf-8")
-        bars(result["rows"], LABELS, settings.out / "estimators.png")
+        accuracy_bars(result["rows"], LABELS, settings.out / "estimators.png")

@@ -8,13 +8,14 @@ __all__ = ["main"]
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from deepzero_apps import __version__
@@ -100,21 +101,49 @@ def _verb(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def _parse(kind: type[CommonSettings], verb: str, arguments: list[str]) -> CommonSettings:
-    default = None
-    fields = _config_fields(arguments)
+    parsed = tyro.cli(
+        _flags(kind, _config_fields(arguments) or {}),
+        args=arguments,
+        prog=f"deepzero-apps {verb}",
+        description=kind.__doc__,
+    )
     try:
-        if fields is not None:
-            default = kind(**fields)
-        parsed = tyro.cli(
-            kind,
-            args=arguments,
-            default=default if default is not None else tyro.MISSING_NONPROP,
-            prog=f"deepzero-apps {verb}",
-            console_outputs=True,
-        )
-        return kind(**parsed.model_dump())
+        return kind(**vars(parsed))
     except ValidationError as error:
         raise Misuse(_in_words(error)) from error
+
+
+def _flags(kind: type[CommonSettings], fields: dict[str, Any]) -> type[Any]:
+    """A plain twin of the settings for tyro, with a file's fields as defaults.
+
+    The settings themselves are made once, from all flags, so that every refusal is ours to word
+    and a field that has no default may come from the file or from a flag.
+    """
+    unknown = sorted(fields.keys() - kind.model_fields.keys())
+    if unknown:
+        raise Misuse(f"--config must hold fields of this command, got {', '.join(unknown)}")
+    flags: list[Any] = []
+    for name, info in kind.model_fields.items():
+        given = [m for m in info.metadata if type(m).__module__.startswith("tyro.")]
+        shown = given or [tyro.conf.arg(name=name.replace("_", "-"))]
+        shown_with_help = replace(shown[0], help=info.description)
+        flag = Annotated[info.annotation, shown_with_help]  # type: ignore[name-defined]
+        if name in fields:
+            flags.append((name, flag, field(default=_typed(name, info, fields[name]))))
+        elif info.is_required():
+            flags.append((name, flag))
+        else:
+            flags.append((name, flag, field(default=info.get_default(call_default_factory=True))))
+    return make_dataclass(kind.__name__, flags, kw_only=True)
+
+
+def _typed(name: str, info: FieldInfo, value: object) -> object:
+    try:
+        annotation: Any = info.annotation
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise Misuse(f"--config: field {name}: {message}, got {value!r}") from error
 
 
 def _config_fields(arguments: list[str]) -> dict[str, Any] | None:
@@ -130,7 +159,8 @@ def _in_words(error: ValidationError) -> str:
     """A validation error as the user wrote it: flag, expectation, value."""
     lines = []
     for fault in error.errors():
-        flag = "--" + ".".join(str(part) for part in fault["loc"]).replace("_", "-")
+        place = ".".join(str(part) for part in fault["loc"]).replace("json_file", "json")
+        flag = "--" + place.replace("_", "-")
         message = fault["msg"].removeprefix("Value error, ")
         got = "" if fault["type"] == "value_error" else f", got {fault['input']!r}"
         lines.append(f"{flag}: {message}{got}" if fault["loc"] else message)

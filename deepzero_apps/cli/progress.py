@@ -1,8 +1,10 @@
 """Progress bars with rate, remaining time and a few live numbers; silent without a terminal."""
 
-__all__ = ["tracked"]
+__all__ = ["tracked", "watched"]
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
 from typing import TypeVar
 
 from rich.console import Console
@@ -38,8 +40,43 @@ def tracked(
     Yields:
         The items.
     """
+    with _bar() as bar:
+        task = bar.add_task(title, total=total, completed=done, rate="", note="")
+        for item in items:
+            yield item
+            bar.update(task, advance=1, rate=_rate(bar), note=note(item) if note else "")
+
+
+@contextmanager
+def watched(count: Callable[[], int], title: str, *, total: int) -> Iterator[None]:
+    """Shows the progress of work in other processes, by looking once a second.
+
+    Args:
+        count: Says how many items are done.
+        title: What the bar is called.
+        total: The number of items in all.
+    """
+    over = Event()
+    with _bar() as bar:
+        task = bar.add_task(title, total=total, completed=count(), rate="", note="")
+
+        def look() -> None:
+            while not over.wait(1.0):
+                bar.update(task, completed=count(), rate=_rate(bar))
+
+        looking = Thread(target=look, daemon=True)
+        looking.start()
+        try:
+            yield
+        finally:
+            over.set()
+            looking.join()
+            bar.update(task, completed=count())
+
+
+def _bar() -> Progress:
     console = Console(stderr=True)
-    columns = (
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -47,15 +84,11 @@ def tracked(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total, completed=done, rate="", note="")
-        for item in items:
-            yield item
-            speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
-            bar.update(
-                task,
-                advance=1,
-                rate=f"{speed:.1f}/s" if speed else "",
-                note=note(item) if note else "",
-            )
+
+
+def _rate(bar: Progress) -> str:
+    speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
+    return f"{speed:.1f}/s" if speed else ""

@@ -51,6 +51,16 @@ class CommonSettings(BaseModel):
             ) from error
         return device
 
+    @field_validator("json_file")
+    @classmethod
+    def _writable(cls, json_file: Path | None) -> Path | None:
+        """Finds out before minutes of work that the result could not be written."""
+        if json_file is not None and (
+            json_file.is_dir() or not json_file.absolute().parent.is_dir()
+        ):
+            raise ValueError(f"json must name a file in a folder that exists, got {json_file}")
+        return json_file
+
     def record(self) -> dict[str, Any]:
         """Returns the fields that define the result, for a run's folder."""
         return self.model_dump(mode="json", exclude={"json_file", "config", "out", "resume"})

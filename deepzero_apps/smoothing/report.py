@@ -16,6 +16,7 @@ from typing import TypedDict
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich.box import SIMPLE
 from rich.table import Table
 from scipy.stats import binom
 from torch import Tensor
@@ -102,10 +103,10 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     if len(rows) == 0:
         raise ValueError("rows must hold at least one row, got none")
     radii = list(rows[0]["certified_accuracy"])
-    result = Table(title=title)
-    result.add_column("method")
-    for name in (*(f"r = {r}" for r in radii), "ACR [95 %]", "queries", "seconds"):
-        result.add_column(name, justify="right")
+    result = Table(title=title, box=SIMPLE)
+    result.add_column("method", no_wrap=True)
+    for name in (*(f"r={float(r):g}" for r in radii), "ACR", "95 %", "queries", "seconds"):
+        result.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         if list(row["certified_accuracy"]) != radii:
             raise ValueError(
@@ -114,8 +115,14 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
             )
         shares = [f"{100 * share:.1f}" for share in row["certified_accuracy"].values()]
         low, high = row["acr_interval"]
-        acr = f"{row['acr']:.3f} [{low:.3f}, {high:.3f}]"
-        result.add_row(row["method"], *shares, acr, f"{row['queries']:,}", f"{row['seconds']:.1f}")
+        result.add_row(
+            row["method"],
+            *shares,
+            f"{row['acr']:.3f}",
+            f"{low:.3f}-{high:.3f}",
+            f"{row['queries']:,}",
+            f"{row['seconds']:.0f}",
+        )
     return result
 
 

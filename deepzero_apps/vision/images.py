@@ -97,6 +97,12 @@ class Splits:
     test: Images
     name: str
 
+    def to(self, device: torch.device | str) -> "Splits":
+        """Returns the same splits on another device."""
+        return Splits(
+            self.train.to(device), self.validation.to(device), self.test.to(device), self.name
+        )
+
 
 def divide(images: Images, sizes: tuple[int, ...], seed: int) -> tuple[Images, ...]:
     """Deals shuffled images into disjoint parts.

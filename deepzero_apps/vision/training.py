@@ -364,9 +364,7 @@ def _scored_counts(
     theta = torch.cat([p.detach().flatten() for p in weights.parameters])
     generator = generator_for(0, "scores", device=theta.device)
     if energy:
-        energies = layer_energies(
-            objective, theta, weights.sizes, mu=mu, q=q, generator=generator
-        )
+        energies = layer_energies(objective, theta, weights.sizes, mu=mu, q=q, generator=generator)
         return counts_by_energy(energies, weights.sizes, kept)
     scores = zo_grasp(objective, theta, mu=mu, q=q, generator=generator)
     return counts_by_score(scores, weights.sizes, kept)

@@ -21,7 +21,7 @@ __all__ = ["StackedRandomized"]
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -140,8 +140,9 @@ class _Copies:
         moved = {name: part.reshape(len(points), *p.shape) for name, p, part in named}
         if inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        output: Tensor = _Interpreter(self._network, self._graph, moved, len(points)).run(inputs)
-        return output.unflatten(1, (len(points), -1)).transpose(0, 1)
+        output = _Interpreter(self._network, self._graph, moved, len(points)).run(inputs)
+        by_copy: Tensor = output.unflatten(1, (len(points), -1)).transpose(0, 1)
+        return by_copy
 
 
 class _Interpreter(fx.Interpreter):
@@ -152,14 +153,21 @@ class _Interpreter(fx.Interpreter):
         self._moved = moved
         self._k = k
 
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        layer = self.fetch_attr(str(target))
-        if isinstance(layer, nn.Conv2d):
-            return self._convolution(layer, str(target), args[0])
-        if isinstance(layer, nn.BatchNorm2d):
-            return self._batch_norm(layer, str(target), args[0])
-        if isinstance(layer, nn.Linear):
-            return self._linear(layer, str(target), args[0])
+    def call_module(
+        self,
+        target: "fx.node.Target",
+        args: tuple["fx.node.Argument", ...],
+        kwargs: dict[str, object],
+    ) -> object:
+        name = str(target)
+        layer = self.fetch_attr(name)
+        x = cast("Tensor", args[0]) if args else None
+        if isinstance(layer, nn.Conv2d) and x is not None:
+            return self._convolution(layer, name, x)
+        if isinstance(layer, nn.BatchNorm2d) and x is not None:
+            return self._batch_norm(layer, name, x)
+        if isinstance(layer, nn.Linear) and x is not None:
+            return self._linear(layer, name, x)
         if next(layer.parameters(), None) is not None:
             raise ValueError(f"a {type(layer).__name__} has no rule")
         return layer(*args, **kwargs)

@@ -1,0 +1,164 @@
+"""Picks the classifier that is defended: built in, or the user's own.
+
+The built-in ones are fitted to the training split at hand, from the seed alone, so that a later
+command meets the same one (its fingerprint proves it).
+"""
+
+__all__ = ["BlackBox", "black_box"]
+
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deepzero_apps.cli.settings import Misuse
+from deepzero_apps.smoothing.blackbox import (
+    CallableClassifier,
+    Classifier,
+    SklearnClassifier,
+    TorchClassifier,
+)
+from deepzero_apps.vision import Images, Splits, adjustable_cnn, load_weights, normalized, resnet
+from deepzero_apps.zeroth_order.gradients import FirstOrder
+from deepzero_apps.zeroth_order.randomness import generator_for
+from deepzero_apps.zeroth_order.training import Observation, Training, minibatch
+
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class BlackBox:
+    """A classifier that can be asked, and its network where there is one.
+
+    Attributes:
+        classifier: What is asked.
+        white_box: The same as a differentiable network, for ``fo-ds`` alone; None if it has no
+            gradients.
+    """
+
+    classifier: Classifier
+    white_box: nn.Module | None
+
+
+def black_box(
+    name: str, splits: Splits, *, weights: Path | None, seed: int, device: str
+) -> BlackBox:
+    """Builds or imports a classifier.
+
+    Args:
+        name: ``svc`` or ``forest`` (scikit-learn), ``cnn`` (a small network), ``resnetN``
+            (needs weights), or ``module:object`` for one of your own: a torch module, a fitted
+            scikit-learn estimator, one of the library's adapters, or a function of a float32 array
+            ``(n, c, h, w)`` to scores or labels.
+        splits: The data; built-in classifiers are fitted to ``splits.train``.
+        weights: A safetensors file for ``cnn`` and ``resnetN``.
+        seed: The seed of the fit.
+        device: Where networks run.
+
+    Returns:
+        The black box.
+
+    Raises:
+        Misuse: If the name is none of these, or its weights or import fail.
+    """
+    classes = len(splits.train.classes)
+    if ":" in name:
+        return _own(name, classes, device)
+    if name in ("svc", "forest"):
+        return BlackBox(SklearnClassifier(_fitted(name, splits.train, seed), threads=2), None)
+    network = _network(name, splits, weights=weights, seed=seed).to(device)
+    network.eval().requires_grad_(False)
+    return BlackBox(TorchClassifier(network, classes=classes), network)
+
+
+def _fitted(name: str, train: Images, seed: int) -> "BaseEstimator":
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.svm import SVC
+
+    estimator = {
+        "svc": lambda: CalibratedClassifierCV(SVC(C=10, gamma=0.05), ensemble=False),
+        "forest": lambda: RandomForestClassifier(100, random_state=seed),
+    }[name]()
+    estimator.fit(train.pixels().flatten(1).double().numpy(), train.labels.numpy())
+    return estimator
+
+
+def _network(name: str, splits: Splits, *, weights: Path | None, seed: int) -> nn.Module:
+    channels, classes = splits.train.shape[0], len(splits.train.classes)
+    if name == "cnn":
+        generator = generator_for(seed, "classifier")
+        network = adjustable_cnn(
+            2, width=32, channels=channels, classes=classes, generator=generator
+        )
+        if weights is None:
+            return _trained(network, splits.train, seed)
+        load_weights(network, weights)
+        return network
+    if not (name.startswith("resnet") and name.removeprefix("resnet").isdigit()):
+        raise Misuse(
+            "--classifier must be svc, forest, cnn, resnet20/32/44/56/110 or module:object, "
+            f"got {name}"
+        )
+    if weights is None:
+        raise Misuse(f"--weights must name a safetensors file for --classifier {name}, got none")
+    network = resnet(int(name.removeprefix("resnet")), classes=classes, channels=channels)
+    load_weights(network, weights)
+    if channels != 3:
+        return network
+    return normalized(network, _IMAGENET_MEAN, _IMAGENET_STD)
+
+
+def _trained(network: nn.Module, train: Images, seed: int, *, epochs: int = 30) -> nn.Module:
+    """Fits by backpropagation: Adam 1e-3, batches of 64."""
+    pixels = train.pixels()
+
+    def gradient(step: int) -> Observation:
+        rows = minibatch(step, samples=len(train), size=min(64, len(train)), seed=seed)
+
+        def head(outputs: Tensor) -> Tensor:
+            return functional.cross_entropy(outputs[0], train.labels[rows], reduction="none")[None]
+
+        return FirstOrder()(network, pixels[rows], head, step=step)
+
+    run = Training(network, torch.optim.Adam(network.parameters(), 1e-3), gradient, seed=seed)
+    for _ in run.run(epochs * max(1, len(train) // 64)):
+        pass
+    return network
+
+
+def _own(name: str, classes: int, device: str) -> BlackBox:
+    module_name, _, attribute = name.partition(":")
+    sys.path.insert(0, "")
+    try:
+        found: object = getattr(import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise Misuse(
+            f"--classifier must name an importable module:object, got {name}: {error}"
+        ) from error
+    finally:
+        sys.path.remove("")
+    if isinstance(found, nn.Module):
+        found = found.to(device).eval().requires_grad_(False)
+        return BlackBox(TorchClassifier(found, classes=classes), found)
+    if _is_estimator(found):
+        return BlackBox(SklearnClassifier(found, threads=2), None)
+    if isinstance(found, TorchClassifier | SklearnClassifier | CallableClassifier):
+        return BlackBox(found, None)
+    if not callable(found):
+        raise Misuse(f"--classifier must name something callable, got {type(found).__name__}")
+    return BlackBox(CallableClassifier(found, classes=classes, name=name), None)
+
+
+def _is_estimator(value: object) -> bool:
+    from sklearn.base import BaseEstimator
+
+    return isinstance(value, BaseEstimator)

@@ -1,0 +1,206 @@
+"""``deepzero-apps compare defence``: all methods of the defence table at equal queries.
+
+Every method is a ``defend`` run and a ``certify`` run of its own, in a subfolder named after it; two
+run at a time. All start from the same ``mse`` denoiser (``zo-ae-ds`` from one with a code).
+"""
+
+__all__ = ["CompareDefenceSettings", "run"]
+
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import joblib
+import torch
+import tyro
+from pydantic import Field, model_validator
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import nn
+
+from deepzero_apps.cli.certify import (
+    RADII,
+    Votes,
+    certify_into,
+    defended,
+    title_of,
+    write_json,
+)
+from deepzero_apps.cli.defences import METHODS, MethodName
+from deepzero_apps.cli.defend import (
+    DefenceSettings,
+    DefendSettings,
+    Scene,
+    defend,
+    planned_steps,
+    scene,
+)
+from deepzero_apps.cli.driving import new_folder
+from deepzero_apps.cli.progress import watched
+from deepzero_apps.runs import RunFolder
+from deepzero_apps.smoothing.blackbox import Defended
+from deepzero_apps.smoothing.certify import Certificate
+from deepzero_apps.smoothing.report import Row, plot_certified_accuracy, summarize, table
+
+_Cell = tuple[MethodName, Row, list[Certificate]]
+
+
+class CompareDefenceSettings(DefenceSettings):
+    """Compares certified defences of one classifier at equal queries.
+
+    Methods: none is the bare classifier, mse a denoiser that never asked it; zo-ds, zo-ae-ds,
+    deepzero and zo-cv spend --budget queries each; fo-ds backpropagates, where the classifier
+    allows it, and is the ceiling.
+    """
+
+    out: Path | None = None
+    """Where all runs go; runs/compare-defence-TIME by default."""
+
+    resume: bool = False
+    """Continue the comparison in --out."""
+
+    methods: tuple[MethodName, ...] = METHODS
+    """Which methods; fo-ds is left out for a classifier without gradients."""
+
+    budget: int = Field(1_000_000, ge=1)
+    """The queries that each zeroth-order method may spend on training."""
+
+    jobs: int = Field(2, ge=1)
+    """Methods at a time, each in a process of its own."""
+
+    votes: Annotated[Votes, tyro.conf.OmitArgPrefixes] = Votes(images=0)
+    """Votes and images."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"--methods must name each method once, got {self.methods}")
+        self.votes.settings(self.sigma, self.seed)
+        return self
+
+    def record(self) -> dict[str, Any]:
+        """Returns the fields that define the result: the number of jobs does not."""
+        return {k: v for k, v in super().record().items() if k != "jobs"}
+
+
+def run(settings: CompareDefenceSettings) -> int:
+    """Trains and certifies all methods, prints the table and writes the figure."""
+    folder = settings.out or new_folder("compare-defence")
+    view = scene(settings)
+    with RunFolder.create(folder, settings.record(), resume=settings.resume) as run_folder:
+        cells = _cells(settings, folder, view)
+        rows = [row for _, row, _ in cells]
+        curves: dict[str, list[Certificate]] = {name: own for name, _, own in cells}
+        plot_certified_accuracy(curves, folder / "certified_accuracy.png")
+        document = {"rows": [dict(row) for row in rows]}
+        run_folder.finish(document)
+    images = len(cells[0][2])
+    console = Console()
+    console.print(table(rows, title=title_of(view, settings.sigma, settings.votes, images)))
+    console.print(_closed(rows), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"runs and figure in {folder}", markup=False, soft_wrap=True)
+    write_json(settings.json_file, settings.record(), rows)
+    return 0
+
+
+def _cells(settings: CompareDefenceSettings, folder: Path, view: Scene) -> list[_Cell]:
+    methods = [m for m in settings.methods if m != "fo-ds" or view.box.white_box is not None]
+    weights = settings.weights or _stored_classifier(view, folder)
+    shared = settings.model_copy(update={"weights": weights})
+    start = None
+    if set(methods) - {"none", "zo-ae-ds"}:
+        defend(_settings(shared, "mse", None), folder / "mse", view)
+        start = folder / "mse" / "denoiser.safetensors"
+    steps = [planned_steps(_settings(shared, m, start), view) for m in methods if m != "none"]
+    total = sum(steps) + len(methods) * len(settings.votes.chosen(view))
+    title = f"comparing {len(methods)} methods"
+    with watched(lambda: _lines(folder, methods), title, total=total):
+        work = joblib.Parallel(n_jobs=settings.jobs)(
+            joblib.delayed(_cell)(shared, method, folder, start) for method in methods
+        )
+    return list(work)
+
+
+def _lines(folder: Path, methods: Sequence[MethodName]) -> int:
+    """Counts the training steps and certificates that are on disk: one line each."""
+    files = [folder / m / "metrics.jsonl" for m in methods]
+    files += [folder / m / "certificates" / "certificates.jsonl" for m in methods]
+    return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
+
+
+def _stored_classifier(view: Scene, folder: Path) -> Path | None:
+    """Stores the fitted network, so that every process meets the same one without fitting."""
+    network = view.box.white_box
+    if network is None:
+        return None
+    path = folder / "classifier.safetensors"
+    save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, path)
+    return path
+
+
+def _cell(
+    settings: CompareDefenceSettings, method: MethodName, folder: Path, start: Path | None
+) -> _Cell:
+    """Trains and certifies one method; runs in a process of its own, without bars."""
+    torch.set_num_threads(1)
+    with redirect_stderr(StringIO()):
+        classifier, view, result = _trained(settings, method, folder / method, start)
+        certificates, _ = certify_into(
+            folder / method / "certificates",
+            classifier,
+            view,
+            settings.votes,
+            sigma=settings.sigma,
+            seed=settings.seed,
+            resume=True,
+            title=method,
+        )
+    row = summarize(
+        method,
+        certificates,
+        radii=RADII,
+        queries=result["queries"],
+        seconds=result["seconds"],
+    )
+    return method, row, certificates
+
+
+def _trained(
+    settings: CompareDefenceSettings, method: MethodName, folder: Path, start: Path | None
+) -> tuple[Defended, Scene, dict[str, Any]]:
+    view = scene(settings)
+    if method == "none":
+        return Defended(nn.Identity(), view.box.classifier), view, {"queries": 0, "seconds": 0.0}
+    wanted = _settings(settings, method, start)
+    result = defend(wanted, folder, view)
+    return defended(wanted, folder, view), view, result
+
+
+def _settings(
+    settings: CompareDefenceSettings, method: MethodName, start: Path | None
+) -> DefendSettings:
+    shared = {name: getattr(settings, name) for name in DefenceSettings.model_fields}
+    own_start = method in ("mse", "zo-ae-ds")
+    return DefendSettings(
+        **{**shared, "config": None, "json_file": None},
+        method=method,
+        budget=settings.budget,
+        start=None if own_start else start,
+        resume=True,
+    )
+
+
+def _closed(rows: Sequence[Row]) -> str:
+    """Says how much of the gap from mse to fo-ds each method closes."""
+    acr = {row["method"]: row["acr"] for row in rows}
+    if not {"mse", "fo-ds"} <= acr.keys() or acr["fo-ds"] <= acr["mse"]:
+        return ""
+    gap = acr["fo-ds"] - acr["mse"]
+    shares = [
+        f"{name} {100 * (value - acr['mse']) / gap:.0f} %"
+        for name, value in acr.items()
+        if name not in ("none", "mse", "fo-ds")
+    ]
+    return f"share of the gap in ACR from mse to fo-ds that is closed: {', '.join(shares)}"

@@ -1,0 +1,47 @@
+"""Drives a training run inside its folder: resumes, logs, checkpoints, shows progress."""
+
+__all__ = ["drive", "new_folder"]
+
+import time
+from datetime import datetime
+from pathlib import Path
+
+from deepzero_apps.cli.progress import tracked
+from deepzero_apps.runs import RunFolder
+from deepzero_apps.zeroth_order.training import Training
+
+
+def drive(
+    training: Training, run: RunFolder, steps: int, *, title: str, checkpoint_every: float
+) -> None:
+    """Trains to the end, from the folder's last checkpoint if it has one.
+
+    Args:
+        training: The run, set up as at its first start.
+        run: Its folder, open.
+        steps: The number of the last step.
+        title: What the progress bar is called.
+        checkpoint_every: Seconds between checkpoints.
+    """
+    found = run.load_latest()
+    if found is not None:
+        _, state = found
+        if not isinstance(state, dict):
+            raise TypeError(f"a checkpoint must hold a dict, got {type(state).__name__}")
+        training.load_state_dict({str(key): value for key, value in state.items()})
+    run.truncate_metrics(training.step)
+    saved = time.monotonic()
+    rows = training.run(steps)
+    for row in tracked(
+        rows, title, total=steps, done=training.step, note=lambda row: f"loss {row['loss']:.4f}"
+    ):
+        run.log(row)
+        if time.monotonic() - saved >= checkpoint_every:
+            run.save(training.step, training.state_dict())
+            saved = time.monotonic()
+    run.save(training.step, training.state_dict())
+
+
+def new_folder(verb: str) -> Path:
+    """Returns a fresh place below ``runs/`` for a command that was given none."""
+    return Path("runs") / f"{verb}-{datetime.now():%Y%m%d-%H%M%S}"

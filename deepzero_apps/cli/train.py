@@ -1,0 +1,380 @@
+"""``deepzero-apps train``: a classifier from scratch, with or without backpropagation.
+
+A run's folder then holds, besides what `deepzero_apps.runs` keeps, ``weights.safetensors`` (the
+``state_dict`` after the last step, nothing else), ``result.json`` and ``training.png``. Validation
+accuracy is measured once an epoch and never picks a checkpoint; the test images are
+looked at once, after the last step.
+"""
+
+__all__ = ["TrainSettings", "run"]
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, model_validator
+from rich.console import Console
+
+from deepzero_apps.cli.choices import Dataset, Network, network_for, splits_for
+from deepzero_apps.cli.progress import tracked
+from deepzero_apps.cli.settings import CommonSettings, Misuse
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from deepzero_apps.runs import RunFolder
+    from deepzero_apps.vision import Splits
+    from deepzero_apps.vision.training import Recipe
+    from deepzero_apps.zeroth_order.gradients import WeightGradient
+    from deepzero_apps.zeroth_order.oracle import Meter
+    from deepzero_apps.zeroth_order.training import Training
+
+_INFINITY = float("inf")
+
+_SCORE_DIRECTIONS = {"zo-grasp": 192, "energy": 8}
+"""Directions of the layer scores: DeepZero's number in all; ours for each layer."""
+
+
+class TrainSettings(CommonSettings):
+    """Trains a classifier from scratch: by backpropagation (fo), coordinates (cge), directions (rge)."""
+
+    out: Path
+    """The run's folder, new or empty: settings, metrics, checkpoints, weights, result, figure."""
+
+    resume: bool = False
+    """Continue the run in --out from its last checkpoint, to the same final weights."""
+
+    dataset: Dataset = "digits"
+    """digits is embedded; folder (one subfolder a class) and npz (uint8 arrays) are your own."""
+
+    root: Path | None = None
+    """Where the data set is (not for digits); cifar10 and stl10 look in ./data by default."""
+
+    download: bool = False
+    """Fetch cifar10 or stl10 into --root if it is not there."""
+
+    network: Network = "adjustable-cnn"
+    """adjustable-cnn is small enough for dense zeroth-order gradients; a ResNet wants --sparsity."""
+
+    depth: int = Field(2, ge=1)
+    """Blocks of the adjustable CNN (convolution, batch norm, ReLU, pool)."""
+
+    width: int = Field(18, ge=1)
+    """Channels of the adjustable CNN."""
+
+    estimator: Literal["fo", "cge", "rge"] = "cge"
+    """fo: backpropagation. cge: one query a weight, exact as mu goes to 0. rge: random directions."""
+
+    sparsity: float = Field(0.0, ge=0, lt=1)
+    """Share of weights whose slope a step does not estimate, in [0, 1); fo and cge only."""
+
+    allocation: Literal["uniform", "energy", "zo-grasp", "grasp"] = "energy"
+    """How layers share a sparse gradient: by size, measured slopes, ZO-GraSP, GraSP (autograd)."""
+
+    interval: int = Field(1, ge=1)
+    """A sparse gradient's weights are drawn anew after this many steps or epochs."""
+
+    interval_unit: Literal["steps", "epochs"] = "steps"
+    """The unit of --interval."""
+
+    mu: float = Field(1e-3, gt=0, lt=_INFINITY)
+    """Finite-difference step, in the units of the weights; for rge 1e-4 is a better start."""
+
+    q: int | None = Field(None, ge=1)
+    """Directions a step of rge; as many as the network has weights by default."""
+
+    central: bool = False
+    """Take differences on both sides: twice the queries, the error falls with mu squared."""
+
+    directions: Literal["gaussian", "sphere", "rademacher"] = "gaussian"
+    """The law of rge's directions."""
+
+    hold_unselected: bool = False
+    """Keep weights outside of a sparse gradient where they are; else momentum and decay move them."""
+
+    epochs: int = Field(10, ge=1)
+    """Passes over the training images; an epoch drops its last, incomplete batch."""
+
+    batch: int = Field(32, ge=2)
+    """Images a step."""
+
+    optimizer: Literal["sgd", "adam"] = "adam"
+    """What uses the gradient; the learning rate falls to zero along a half cosine."""
+
+    lr: float = Field(0.03, gt=0, lt=_INFINITY)
+    """Peak learning rate."""
+
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of sgd."""
+
+    weight_decay: float = Field(0.0, ge=0, lt=_INFINITY)
+    """Pull of the weights to zero, added to the gradient."""
+
+    warmup: int = Field(0, ge=0)
+    """Steps in which the learning rate rises; fewer than the run has."""
+
+    clip: float | None = Field(None, gt=0)
+    """Largest gradient norm; larger gradients are scaled down."""
+
+    augment: bool = False
+    """Shift images by up to 4 pixels and mirror them: for photographs of 32x32, not for digits."""
+
+    budget: int | None = Field(None, ge=1)
+    """The most queries (network evaluations on a batch); the run ends cleanly before exceeding it."""
+
+    checkpoint_every: float = Field(30.0, ge=0)
+    """Seconds between checkpoints; 0 for one after every step."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.sparsity and self.estimator == "rge":
+            raise ValueError("--sparsity must be 0 for rge, which moves all weights at once")
+        if self.q is not None and self.estimator != "rge":
+            raise ValueError(f"--q must be left out for {self.estimator}, got {self.q}")
+        return self
+
+    def record(self) -> dict[str, Any]:
+        """Returns the fields that define the result: how often it is stored does not."""
+        return {k: v for k, v in super().record().items() if k != "checkpoint_every"}
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A run that is ready to start."""
+
+    training: "Training"
+    splits: "Splits"
+    steps: int
+    epoch: int
+    parameters: int
+
+
+def run(settings: TrainSettings) -> int:
+    """Trains, or continues, one run.
+
+    Args:
+        settings: What to train, how and where.
+
+    Returns:
+        The exit code.
+    """
+    from deepzero_apps.runs import RunFolder
+
+    task = _prepared(settings)
+    with RunFolder.create(settings.out, settings.record(), resume=settings.resume) as folder:
+        result = folder.result()
+        if result is None:
+            _restore(task.training, folder)
+            _train(task, settings, folder)
+            result = _result(task, settings)
+            _write(task, settings, folder, result)
+    _report(result, settings)
+    return 0
+
+
+def _prepared(settings: TrainSettings) -> _Task:
+    """Loads data and builds network and estimate; refuses what cannot work before any file."""
+    from deepzero_apps.vision import Splits
+    from deepzero_apps.vision.training import classifier_training
+    from deepzero_apps.zeroth_order.oracle import BudgetExhausted, Meter
+    from deepzero_apps.zeroth_order.randomness import generator_for
+    from deepzero_apps.zeroth_order.state import Weights
+
+    found = splits_for(
+        settings.dataset, root=settings.root, download=settings.download, seed=settings.seed
+    )
+    splits = Splits(
+        found.train.to(settings.device),
+        found.validation.to(settings.device),
+        found.test.to(settings.device),
+        found.name,
+    )
+    network = network_for(
+        settings.network,
+        splits,
+        depth=settings.depth,
+        width=settings.width,
+        generator=generator_for(settings.seed, "initial weights"),
+    ).to(settings.device)
+    if settings.batch > len(splits.train):
+        raise Misuse(
+            f"--batch must be at most the {len(splits.train)} training images, "
+            f"got {settings.batch}"
+        )
+    epoch = len(splits.train) // settings.batch
+    recipe = _recipe(settings, epoch * settings.epochs)
+    meter = Meter(settings.budget)
+    try:
+        gradient = _gradient(settings, network, splits, recipe, meter=meter, epoch=epoch)
+    except BudgetExhausted as error:
+        raise Misuse(f"--budget must cover the scores of --allocation: {error}") from error
+    training = classifier_training(network, splits.train, gradient, recipe, meter=meter)
+    return _Task(training, splits, recipe.steps, epoch, Weights(network).total)
+
+
+def _recipe(settings: TrainSettings, steps: int) -> "Recipe":
+    from deepzero_apps.vision.training import Recipe
+
+    if settings.warmup >= steps:
+        raise Misuse(f"--warmup must be fewer than the run's {steps} steps, got {settings.warmup}")
+    return Recipe(
+        steps=steps,
+        batch=settings.batch,
+        optimizer=settings.optimizer,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        warmup=settings.warmup,
+        clip=settings.clip,
+        augment=settings.augment,
+        hold_unselected=settings.hold_unselected,
+        seed=settings.seed,
+    )
+
+
+def _gradient(
+    settings: TrainSettings,
+    network: "nn.Module",
+    splits: "Splits",
+    recipe: "Recipe",
+    *,
+    meter: "Meter",
+    epoch: int,
+) -> "WeightGradient":
+    from deepzero_apps.vision.training import Sparsity, support_schedule
+    from deepzero_apps.zeroth_order.directions import Directions, Gaussian, Rademacher, Sphere
+    from deepzero_apps.zeroth_order.gradients import Coordinates, FirstOrder, Randomized
+    from deepzero_apps.zeroth_order.stacked import StackedRandomized
+    from deepzero_apps.zeroth_order.state import Weights
+
+    if settings.estimator == "rge":
+        laws: dict[str, Directions] = {
+            "gaussian": Gaussian(),
+            "sphere": Sphere(),
+            "rademacher": Rademacher(),
+        }
+        plain = Randomized(
+            mu=settings.mu,
+            q=settings.q if settings.q is not None else Weights(network).total,
+            directions=laws[settings.directions],
+            central=settings.central,
+            seed=settings.seed,
+        )
+        return StackedRandomized(plain)
+    sparsity = Sparsity(
+        settings.sparsity,
+        allocation=settings.allocation,
+        interval=settings.interval * (epoch if settings.interval_unit == "epochs" else 1),
+        q=_SCORE_DIRECTIONS.get(settings.allocation, 1),
+    )
+    schedule = support_schedule(
+        network, splits.train, sparsity, recipe, mu=settings.mu, meter=meter
+    )
+    if settings.estimator == "fo":
+        return FirstOrder(schedule)
+    return Coordinates(mu=settings.mu, schedule=schedule, central=settings.central)
+
+
+def _restore(training: "Training", folder: "RunFolder") -> None:
+    found = folder.load_latest()
+    if found is None:
+        folder.truncate_metrics(0)
+        return
+    step, state = found
+    training.load_state_dict(state)
+    folder.truncate_metrics(step)
+
+
+def _train(task: _Task, settings: TrainSettings, folder: "RunFolder") -> None:
+    training = task.training
+    tracker = tracked(
+        _measured(task),
+        f"training {task.parameters:,} weights ({settings.estimator})",
+        total=task.steps,
+        done=training.step,
+        note=_note,
+    )
+    saved = time.monotonic()
+    for row in tracker:
+        folder.log(row)
+        if time.monotonic() - saved >= settings.checkpoint_every:
+            folder.save(training.step, training.state_dict())
+            saved = time.monotonic()
+    folder.save(training.step, training.state_dict())
+
+
+def _measured(task: _Task) -> Iterator[dict[str, float]]:
+    from deepzero_apps.vision.training import accuracy
+
+    for row in task.training.run(task.steps):
+        if row["step"] % task.epoch == 0:
+            validated = accuracy(task.training.network, task.splits.validation)
+            yield {**row, "epoch": row["step"] // task.epoch, "validation_accuracy": validated}
+        else:
+            yield row
+
+
+def _note(row: dict[str, float]) -> str:
+    words = f"loss {row['loss']:.3f}, {row['queries']:,.0f} queries"
+    if "validation_accuracy" in row:
+        words += f", validation {row['validation_accuracy']:.1f} %"
+    return words
+
+
+def _result(task: _Task, settings: TrainSettings) -> dict[str, Any]:
+    from deepzero_apps.vision.training import accuracy
+
+    training = task.training
+    return {
+        "dataset": task.splits.name,
+        "network": settings.network,
+        "parameters": task.parameters,
+        "estimator": settings.estimator,
+        "steps": training.step,
+        "steps_asked_for": task.steps,
+        "queries": training.meter.spent,
+        "seconds": training.seconds,
+        "validation_accuracy": accuracy(training.network, task.splits.validation),
+        "test_accuracy": accuracy(training.network, task.splits.test),
+    }
+
+
+def _write(
+    task: _Task, settings: TrainSettings, folder: "RunFolder", result: dict[str, Any]
+) -> None:
+    import safetensors.torch
+
+    from deepzero_apps.cli.training_figures import training_curves
+    from deepzero_apps.runs.files import replace
+
+    state = {
+        name: value.detach().cpu().contiguous()
+        for name, value in task.training.network.state_dict().items()
+    }
+    replace(folder.path / "weights.safetensors", safetensors.torch.save(state))
+    training_curves(
+        folder.metrics(),
+        folder.path / "training.png",
+        title=f"{settings.network}, {task.parameters:,} weights, {settings.estimator}",
+    )
+    folder.finish(result)
+
+
+def _report(result: dict[str, Any], settings: TrainSettings) -> None:
+    console = Console(soft_wrap=True)
+    if result["steps"] < result["steps_asked_for"]:
+        console.print(
+            f"stopped by the budget after {result['steps']} of {result['steps_asked_for']} steps"
+        )
+    console.print(
+        f"test accuracy {result['test_accuracy']:.2f} % after {result['queries']:,} queries and "
+        f"{result['seconds']:.1f} s; see {settings.out}",
+        markup=False,
+        highlight=False,
+    )
+    if settings.json_file is not None:
+        text = json.dumps({"settings": settings.record(), "result": result}, indent=2)
+        settings.json_file.write_text(text + "\n", encoding="utf-8")

@@ -144,7 +144,7 @@ def _cell(
     settings: CompareDefenceSettings, method: MethodName, folder: Path, start: Path | None
 ) -> _Cell:
     """Trains and certifies one method; runs in a process of its own, without bars."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(settings.threads)
     with redirect_stderr(StringIO()):
         classifier, view, result = _trained(settings, method, folder / method, start)
         certificates, _ = certify_into(

@@ -61,13 +61,13 @@ class CompareEstimatorsSettings(CommonSettings):
     mu_rge: float = Field(1e-4, gt=0, lt=float("inf"))
     """Smoothing radius of RGE. A direction moves all d weights, so a step has length mu sqrt(d)."""
 
-    lr_fo: float = Field(0.1, gt=0, lt=float("inf"))
+    lr_fo: float = Field(0.06, gt=0, lt=float("inf"))
     """Learning rate (Adam) of first order."""
 
-    lr_cge: float = Field(0.1, gt=0, lt=float("inf"))
+    lr_cge: float = Field(0.06, gt=0, lt=float("inf"))
     """Learning rate (Adam) of CGE."""
 
-    lr_rge: float = Field(0.03, gt=0, lt=float("inf"))
+    lr_rge: float = Field(0.06, gt=0, lt=float("inf"))
     """Learning rate (Adam) of RGE."""
 
     jobs: int = Field(2, ge=1)

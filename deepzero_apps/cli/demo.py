@@ -54,6 +54,7 @@ def run(settings: DemoSettings) -> int:
         CompareDefenceSettings(
             seed=settings.seed,
             device=settings.device,
+            threads=settings.threads,
             json_file=settings.json_file,
             classifier=settings.classifier,
             methods=("none", "mse", "zo-cv"),

@@ -103,7 +103,7 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     if len(rows) == 0:
         raise ValueError("rows must hold at least one row, got none")
     radii = list(rows[0]["certified_accuracy"])
-    result = Table(title=title, box=SIMPLE)
+    result = Table(title=title, box=SIMPLE, collapse_padding=True, pad_edge=False)
     result.add_column("method", no_wrap=True)
     for name in (*(f"r={float(r):g}" for r in radii), "ACR", "95 %", "queries", "seconds"):
         result.add_column(name, justify="right", no_wrap=True)

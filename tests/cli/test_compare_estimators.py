@@ -67,6 +67,17 @@ def test_a_cell_depends_on_its_fields_alone() -> None:
         assert first[name] == second[name]
 
 
+def test_results_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    found = []
+    for jobs in ("1", "2"):
+        file = tmp_path / f"{jobs}.json"
+        flags = ["--estimators", "fo", "--depths", "1", "--jobs", jobs, "--json", str(file)]
+        assert main([*TINY, *flags]) == 0
+        found.append(json.loads(file.read_text())["rows"][0]["accuracies"])
+
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -67,6 +67,9 @@ class CompareDefenceSettings(DefenceSettings):
     budget: int = Field(1_000_000, ge=1)
     """The queries that each zeroth-order method may spend on training."""
 
+    steps: int | None = Field(None, ge=1)
+    """Steps of mse and fo-ds, which no budget limits; the tuned ones by default."""
+
     jobs: int = Field(2, ge=1)
     """Methods at a time, each in a process of its own."""
 
@@ -187,6 +190,7 @@ def _settings(
         **{**shared, "config": None, "json_file": None},
         method=method,
         budget=settings.budget,
+        steps=settings.steps,
         start=None if own_start else start,
         resume=True,
     )

@@ -17,6 +17,9 @@ from deepzero_apps.smoothing.objectives import Scores, cross_entropy_head
 from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.training import Observation
 
+MEMORY = 2**26
+"""The most bytes of remembered images."""
+
 
 def surrogate_network(
     shape: tuple[int, int, int], classes: int, *, width: int = 32, seed: int = 0
@@ -58,7 +61,8 @@ class Surrogate:
         lr: Adam's learning rate.
         updates: The number of updates after each step of the denoiser.
         rows: The number of remembered answers in an update.
-        capacity: The number of answers remembered; the oldest go first.
+        capacity: The number of answers remembered, fewer where the images would take more
+            than 64 MiB (they are part of every checkpoint); the oldest go first.
     """
 
     def __init__(
@@ -128,10 +132,13 @@ class Surrogate:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.images, self.answers = state["images"], state["answers"]
+        if self.images is not None:
+            self.capacity = len(self.images)
         self.seen, self.covariance, self.variance = state["numbers"]
 
     def _remember(self, images: Tensor, answers: Tensor) -> None:
         if self.images is None or self.answers is None:
+            self.capacity = max(1, min(self.capacity, MEMORY // images[:1].nbytes))
             self.images = images.new_zeros(self.capacity, *images.shape[1:])
             self.answers = answers.new_zeros(self.capacity, *answers.shape[1:])
         for i in range(0, len(images), self.capacity):

@@ -46,7 +46,7 @@ class Votes(BaseModel):
     """Votes that select the class, an image."""
 
     n: int = Field(2_000, ge=1)
-    """Further votes that bound its probability, an image; 100,000 in the literature."""
+    """Further votes that bound its probability, an image; 10^5 in the literature."""
 
     alpha: float = Field(0.001, gt=0, lt=0.5)
     """Probability that a certificate is false."""

@@ -8,7 +8,7 @@ __all__ = ["main"]
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, make_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, make_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -133,10 +133,7 @@ def _flags(kind: type[CommonSettings], fields: dict[str, Any]) -> type[Any]:
         raise Misuse(f"--config must hold fields of this command, got {', '.join(unknown)}")
     flags: list[Any] = []
     for name, info in kind.model_fields.items():
-        given = [m for m in info.metadata if type(m).__module__.startswith("tyro.")]
-        shown = given or [tyro.conf.arg(name=name.replace("_", "-"))]
-        shown_with_help = replace(shown[0], help=info.description)
-        flag = Annotated[info.annotation, shown_with_help]  # type: ignore[name-defined]
+        flag = _shown(name, info)
         if name in fields:
             flags.append((name, flag, field(default=_typed(name, info, fields[name]))))
         elif info.is_required():
@@ -144,6 +141,15 @@ def _flags(kind: type[CommonSettings], fields: dict[str, Any]) -> type[Any]:
         else:
             flags.append((name, flag, field(default=info.get_default(call_default_factory=True))))
     return make_dataclass(kind.__name__, flags, kw_only=True)
+
+
+def _shown(name: str, info: FieldInfo) -> Any:  # noqa: ANN401 - an annotation
+    """A field's type with its help and whatever else it tells tyro."""
+    given: list[Any] = [m for m in info.metadata if "tyro" in type(m).__module__]
+    markers = [m for m in given if not is_dataclass(m)]
+    named = [m for m in given if is_dataclass(m)] or [tyro.conf.arg(name=name.replace("_", "-"))]
+    about: Any = replace(named[0], help=info.description)
+    return Annotated[(info.annotation, about, *markers)]
 
 
 def _typed(name: str, info: FieldInfo, value: object) -> object:

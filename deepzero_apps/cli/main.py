@@ -146,10 +146,10 @@ def _flags(kind: type[CommonSettings], fields: dict[str, Any]) -> type[Any]:
 def _shown(name: str, info: FieldInfo) -> Any:  # noqa: ANN401 - an annotation
     """A field's type with its help and whatever else it tells tyro."""
     given: list[Any] = [m for m in info.metadata if "tyro" in type(m).__module__]
-    markers = [m for m in given if not is_dataclass(m)]
-    named = [m for m in given if is_dataclass(m)] or [tyro.conf.arg(name=name.replace("_", "-"))]
-    about: Any = replace(named[0], help=info.description)
-    return Annotated[(info.annotation, about, *markers)]
+    named: list[Any] = [m for m in given if is_dataclass(m)]
+    about: Any = named[0] if named else tyro.conf.arg(name=name.replace("_", "-"))
+    markers = [m for m in given if m not in named]
+    return Annotated[(info.annotation, replace(about, help=info.description), *markers)]
 
 
 def _typed(name: str, info: FieldInfo, value: object) -> object:

@@ -99,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     start = time.perf_counter()
     torch.set_num_threads(1)
-    rows = [
-        {"problem": f"{name} {state}", "seed": seed} | row
+    rows: list[Row] = [
+        {**row, "problem": f"{name} {state}", "seed": seed}
         for seed in range(arguments.seeds)
         for name, (_, budgets) in NETWORKS.items()
         for state, problem in problems(name, seed)
@@ -175,12 +175,12 @@ def measured(problem: Problem, budgets: Sequence[float]) -> Iterator[Row]:
         "random": (partial(counts_by_score, noise, sizes), 1),
     }
     for p in (0.5, 1.0, 2.0):
-        split = partial(counts_by_energy, energies, sizes, exponent=p)
-        splits[f"energy^{p:g}"] = split, energies_cost
+        estimated = partial(counts_by_energy, energies, sizes, exponent=p)
+        splits[f"energy^{p:g}"] = estimated, energies_cost
     splits["grasp (autograd)"] = partial(counts_by_score, problem.scores, sizes), 1
     for p in (0.5, 1.0, 2.0):
-        split = partial(counts_by_energy, exact, sizes, exponent=p)
-        splits[f"exact energy^{p:g} (autograd)"] = split, 1
+        oracle = partial(counts_by_energy, exact, sizes, exponent=p)
+        splits[f"exact energy^{p:g} (autograd)"] = oracle, 1
 
     for budget in (round(part * len(theta)) for part in budgets):
         for name, (split, spent) in splits.items():

@@ -7,7 +7,7 @@ command meets the same one (its fingerprint proves it).
 __all__ = ["BlackBox", "black_box"]
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +20,10 @@ from deepzero_apps.cli.settings import Misuse
 from deepzero_apps.smoothing.blackbox import (
     CallableClassifier,
     Classifier,
+    ClassifierError,
     SklearnClassifier,
     TorchClassifier,
+    ask,
 )
 from deepzero_apps.vision import Images, Splits, adjustable_cnn, load_weights, normalized, resnet
 from deepzero_apps.zeroth_order.gradients import FirstOrder
@@ -42,10 +44,12 @@ class BlackBox:
         classifier: What is asked.
         white_box: The same as a differentiable network, for ``fo-ds`` alone; None if it has no
             gradients.
+        scores: Whether it answers scores; labels otherwise.
     """
 
     classifier: Classifier
     white_box: nn.Module | None
+    scores: bool = True
 
 
 def black_box(
@@ -57,7 +61,8 @@ def black_box(
         name: ``svc`` or ``forest`` (scikit-learn), ``cnn`` (a small network), ``resnetN``
             (needs weights), or ``module:object`` for one of your own: a torch module, a fitted
             scikit-learn estimator, one of the library's adapters, or a function of a float32 array
-            ``(n, c, h, w)`` to scores or labels.
+            ``(n, c, h, w)`` to scores or labels. One of your own is shown one image first,
+            outside of any budget, so that what cannot answer is refused before any work.
         splits: The data; built-in classifiers are fitted to ``splits.train``.
         weights: A safetensors file for ``cnn`` and ``resnetN``.
         seed: The seed of the fit.
@@ -71,7 +76,7 @@ def black_box(
     """
     classes = len(splits.train.classes)
     if ":" in name:
-        return _own(name, classes, device)
+        return _probed(_own(name, classes, device), splits.train.pixels(slice(0, 1)).to(device))
     if name in ("svc", "forest"):
         return BlackBox(SklearnClassifier(_fitted(name, splits.train, seed), threads=2), None)
     network = _network(name, splits, weights=weights, seed=seed).to(device)
@@ -140,9 +145,10 @@ def _own(name: str, classes: int, device: str) -> BlackBox:
     sys.path.insert(0, "")
     try:
         found: object = getattr(import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the user's module raises while it is run
         raise Misuse(
-            f"--classifier must name an importable module:object, got {name}: {error}"
+            f"--classifier must name an importable module:object, got {name}: "
+            f"{type(error).__name__}: {error}"
         ) from error
     finally:
         sys.path.remove("")
@@ -153,9 +159,18 @@ def _own(name: str, classes: int, device: str) -> BlackBox:
         return BlackBox(SklearnClassifier(found, threads=2), None)
     if isinstance(found, TorchClassifier | SklearnClassifier | CallableClassifier):
         return BlackBox(found, None)
-    if not callable(found):
-        raise Misuse(f"--classifier must name something callable, got {type(found).__name__}")
+    if not callable(found) or isinstance(found, type):
+        kind = "a class" if isinstance(found, type) else type(found).__name__
+        raise Misuse(f"--classifier must name a function, a network or an estimator, got {kind}")
     return BlackBox(CallableClassifier(found, classes=classes, name=name), None)
+
+
+def _probed(box: BlackBox, image: Tensor) -> BlackBox:
+    try:
+        answer = ask(box.classifier, image)
+    except ClassifierError as error:
+        raise Misuse(f"--classifier: {error}") from error
+    return replace(box, scores=answer.ndim == 2)
 
 
 def _is_estimator(value: object) -> bool:

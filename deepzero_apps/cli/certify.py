@@ -5,9 +5,17 @@ columns), ``certified_accuracy.png`` and ``result.json``. An interrupted run is 
 ``--resume`` and asks nothing twice.
 """
 
-__all__ = ["CertifySettings", "Votes", "certify_into", "defended", "run", "title_of", "write_json"]
+__all__ = [
+    "RADII",
+    "CertifySettings",
+    "Votes",
+    "certify_into",
+    "defended",
+    "run",
+    "show",
+    "title_of",
+]
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,10 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rich.console import Console
 from torch import nn
 
-from deepzero_apps.cli.defend import DefenceSettings, DefendSettings, Scene, deployed, scene
-from deepzero_apps.cli.driving import new_folder
+from deepzero_apps.cli.defend import DefendSettings, deployed
+from deepzero_apps.cli.driving import folder_for, write_json
 from deepzero_apps.cli.progress import tracked
-from deepzero_apps.cli.settings import Misuse
+from deepzero_apps.cli.scenes import Anywhere, DefenceSettings, Scene, scene
+from deepzero_apps.cli.settings import CommonSettings, Misuse
 from deepzero_apps.runs import RunFolder
 from deepzero_apps.smoothing.blackbox import Classifier, Defended
 from deepzero_apps.smoothing.certify import Certificate, Settings, certify
@@ -51,7 +60,7 @@ class Votes(BaseModel):
     alpha: float = Field(0.001, gt=0, lt=0.5)
     """Probability that a certificate is false."""
 
-    rows: int = Field(1024, ge=1)
+    rows: int = Field(1024, ge=1, exclude=True)  # decides nothing but the speed
     """Images shown to the classifier in one call."""
 
     def settings(self, sigma: float, seed: int) -> Settings:
@@ -78,8 +87,8 @@ class CertifySettings(DefenceSettings):
     the bare classifier is certified as the flags describe it.
     """
 
-    run: Path | None = None
-    """The folder of a finished defend run."""
+    run: Anywhere | None = None
+    """The folder of a finished defend run; flags that contradict its settings are refused."""
 
     out: Path | None = None
     """Where certificates go; RUN/certificates or runs/certify-TIME by default."""
@@ -98,26 +107,18 @@ class CertifySettings(DefenceSettings):
 
 def run(settings: CertifySettings) -> int:
     """Certifies and prints the table."""
-    name, classifier, view, sigma, trained = _subject(settings)
-    folder = settings.out or _default_folder(settings)
+    name, classifier, view, resolved, trained = _subject(settings)
+    folder = _folder(settings)
     certificates, seconds = certify_into(
-        folder,
-        classifier,
-        view,
-        settings.votes,
-        sigma=sigma,
-        seed=settings.seed,
-        resume=settings.resume,
-        title=f"certifying {name}",
+        folder, classifier, view, resolved, title=f"certifying {name}"
     )
     row = summarize(
         name, certificates, radii=RADII, queries=trained.get("queries", 0), seconds=seconds
     )
     plot_certified_accuracy({name: certificates}, folder / "certified_accuracy.png")
-    console = Console()
-    console.print(table([row], title=title_of(view, sigma, settings.votes, len(certificates))))
-    console.print(f"certificates and figure in {folder}", markup=False, soft_wrap=True)
-    write_json(settings.json_file, settings.record(), [row])
+    show([row], title_of(view, resolved.sigma, resolved.votes, len(certificates)))
+    Console(soft_wrap=True).print(f"certificates and figure in {folder}", markup=False)
+    write_json(settings.json_file, {"settings": resolved.record(), "rows": [row]})
     return 0
 
 
@@ -140,15 +141,7 @@ def defended(settings: DefendSettings, folder: Path, view: Scene) -> Defended:
 
 
 def certify_into(
-    folder: Path,
-    classifier: Classifier,
-    view: Scene,
-    votes: Votes,
-    *,
-    sigma: float,
-    seed: int,
-    resume: bool,
-    title: str,
+    folder: Path, classifier: Classifier, view: Scene, settings: CertifySettings, *, title: str
 ) -> tuple[list[Certificate], float]:
     """Certifies images into a folder, or continues there.
 
@@ -156,34 +149,26 @@ def certify_into(
         folder: Where the certificates go.
         classifier: What is certified.
         view: The data.
-        votes: Votes and images.
-        sigma: The noise's standard deviation.
-        seed: The seed of the noise.
-        resume: Whether the folder may hold certificates already.
+        settings: Votes, images, sigma, seed, and whether the folder may hold certificates.
         title: What the progress bar is called.
 
     Returns:
         The certificates by index, and the seconds they took.
     """
-    settings = votes.settings(sigma, seed)
+    votes = settings.votes
+    bounds = votes.settings(settings.sigma, settings.seed)
     images = votes.chosen(view)
-    record = {
-        "sigma": sigma,
-        "seed": seed,
-        "classifier": classifier.fingerprint,
-        **votes.model_dump(mode="json", exclude={"rows"}),
-    }
     started = time.perf_counter()
     with (
-        RunFolder.create(folder, record, resume=resume) as run_folder,
-        Journal(folder, settings, classifier=classifier.fingerprint) as journal,
+        RunFolder.create(folder, settings.record(), resume=settings.resume) as run_folder,
+        Journal(folder, bounds, classifier=classifier.fingerprint) as journal,
     ):
         todo = [i for i in range(len(images)) if i not in journal.done]
         fresh = certify(
             classifier,
             images.pixels(),
             images.labels,
-            settings,
+            bounds,
             indices=todo,
             rows=votes.rows,
             device=images.labels.device,
@@ -201,23 +186,39 @@ def certify_into(
 
 def _subject(
     settings: CertifySettings,
-) -> tuple[str, Classifier, Scene, float, dict[str, Any]]:
+) -> tuple[str, Classifier, Scene, CertifySettings, dict[str, Any]]:
+    """What is certified: its name, itself, its data, the resolved settings, the run's result."""
     if settings.run is None:
         view = scene(settings)
-        bare = Defended(nn.Identity(), view.box.classifier)
-        return "none", bare, view, settings.sigma, {}
+        return "none", Defended(nn.Identity(), view.box.classifier), view, settings, {}
     fields = RunFolder(settings.run).config
     try:
         trained = DefendSettings(**{**fields, "device": settings.device})
     except ValidationError as error:
         raise Misuse(f"--run must name a folder of defend, got {settings.run}") from error
+    resolved = _as_trained(settings, trained)
     view = scene(trained)
     classifier = defended(trained, settings.run, view)
-    return trained.method, classifier, view, trained.sigma, RunFolder(settings.run).result() or {}
+    return trained.method, classifier, view, resolved, RunFolder(settings.run).result() or {}
 
 
-def _default_folder(settings: CertifySettings) -> Path:
-    return settings.run / "certificates" if settings.run else new_folder("certify")
+def _as_trained(settings: CertifySettings, trained: DefendSettings) -> CertifySettings:
+    """Takes what describes data, classifier and noise from the run; refuses other wishes."""
+    update = {}
+    for name in DefenceSettings.model_fields.keys() - CommonSettings.model_fields.keys():
+        default = DefenceSettings.model_fields[name].default
+        asked, found = getattr(settings, name), getattr(trained, name)
+        if asked not in (default, found):
+            flag = name.replace("_", "-")
+            raise Misuse(f"--{flag} must be that of --run, {found}, or left out, got {asked}")
+        update[name] = found
+    return settings.model_copy(update=update)
+
+
+def _folder(settings: CertifySettings) -> Path:
+    if settings.run is not None and settings.out is None:
+        return settings.run / "certificates"
+    return folder_for("certify", settings.out, resume=settings.resume)
 
 
 def _note(certificate: Certificate) -> str:
@@ -232,8 +233,8 @@ def title_of(view: Scene, sigma: float, votes: Votes, images: int) -> str:
     )
 
 
-def write_json(path: Path | None, settings: dict[str, Any], rows: list[Row]) -> None:
-    """Writes settings and rows to a JSON file, if one is wanted."""
-    if path is not None:
-        document = {"settings": settings, "rows": rows}
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+def show(rows: list[Row], title: str) -> None:
+    """Prints the table at its own width: a narrow terminal wraps lines, but no number is cut."""
+    laid_out = table(rows, title=title)
+    width = Console(width=1_000).measure(laid_out).maximum
+    Console(width=max(Console().width, width)).print(laid_out)

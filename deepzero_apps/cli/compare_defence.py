@@ -17,32 +17,29 @@ import torch
 import tyro
 from pydantic import Field, model_validator
 from rich.console import Console
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from deepzero_apps.cli.certify import (
     RADII,
+    CertifySettings,
     Votes,
     certify_into,
     defended,
+    show,
     title_of,
-    write_json,
 )
 from deepzero_apps.cli.defences import METHODS, MethodName
-from deepzero_apps.cli.defend import (
-    DefenceSettings,
-    DefendSettings,
-    Scene,
-    defend,
-    planned_steps,
-    scene,
-)
-from deepzero_apps.cli.driving import new_folder
+from deepzero_apps.cli.defend import DefendSettings, defend, planned_steps
+from deepzero_apps.cli.driving import folder_for, write_json
 from deepzero_apps.cli.progress import watched
+from deepzero_apps.cli.scenes import DefenceSettings, Scene, scene
+from deepzero_apps.cli.settings import Misuse
 from deepzero_apps.runs import RunFolder
+from deepzero_apps.runs.files import replace
 from deepzero_apps.smoothing.blackbox import Defended
 from deepzero_apps.smoothing.certify import Certificate
-from deepzero_apps.smoothing.report import Row, plot_certified_accuracy, summarize, table
+from deepzero_apps.smoothing.report import Row, plot_certified_accuracy, summarize
 
 _Cell = tuple[MethodName, Row, list[Certificate]]
 
@@ -90,34 +87,48 @@ class CompareDefenceSettings(DefenceSettings):
 
 def run(settings: CompareDefenceSettings) -> int:
     """Trains and certifies all methods, prints the table and writes the figure."""
-    folder = settings.out or new_folder("compare-defence")
+    folder = folder_for("compare-defence", settings.out, resume=settings.resume).absolute()
     view = scene(settings)
+    steps = _planned(settings, view)  # refuses before anything is written
     with RunFolder.create(folder, settings.record(), resume=settings.resume) as run_folder:
-        cells = _cells(settings, folder, view)
+        cells = _cells(settings, folder, view, steps)
         rows = [row for _, row, _ in cells]
         curves: dict[str, list[Certificate]] = {name: own for name, _, own in cells}
         plot_certified_accuracy(curves, folder / "certified_accuracy.png")
         document = {"rows": [dict(row) for row in rows]}
         run_folder.finish(document)
     images = len(cells[0][2])
-    console = Console()
-    console.print(table(rows, title=title_of(view, settings.sigma, settings.votes, images)))
-    console.print(_closed(rows), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"runs and figure in {folder}", markup=False, soft_wrap=True)
-    write_json(settings.json_file, settings.record(), rows)
+    show(rows, title_of(view, settings.sigma, settings.votes, images))
+    console = Console(soft_wrap=True)
+    console.print(_closed(rows), markup=False, highlight=False)
+    console.print(f"runs and figure in {folder}", markup=False)
+    write_json(settings.json_file, {"settings": settings.record(), "rows": rows})
     return 0
 
 
-def _cells(settings: CompareDefenceSettings, folder: Path, view: Scene) -> list[_Cell]:
+def _planned(settings: CompareDefenceSettings, view: Scene) -> dict[MethodName, int]:
+    """The steps of every method that this classifier allows."""
     methods = [m for m in settings.methods if m != "fo-ds" or view.box.white_box is not None]
+    if not methods:
+        raise Misuse(
+            "--methods must name one besides fo-ds for a classifier without gradients, got fo-ds"
+        )
+    return {
+        m: 0 if m == "none" else planned_steps(_settings(settings, m, None), view) for m in methods
+    }
+
+
+def _cells(
+    settings: CompareDefenceSettings, folder: Path, view: Scene, steps: dict[MethodName, int]
+) -> list[_Cell]:
+    methods = list(steps)
     weights = settings.weights or _stored_classifier(view, folder)
     shared = settings.model_copy(update={"weights": weights})
     start = None
     if set(methods) - {"none", "zo-ae-ds"}:
         defend(_settings(shared, "mse", None), folder / "mse", view)
         start = folder / "mse" / "denoiser.safetensors"
-    steps = [planned_steps(_settings(shared, m, start), view) for m in methods if m != "none"]
-    total = sum(steps) + len(methods) * len(settings.votes.chosen(view))
+    total = sum(steps.values()) + len(methods) * len(settings.votes.chosen(view))
     title = f"comparing {len(methods)} methods"
     with watched(lambda: _lines(folder, methods), title, total=total):
         work = joblib.Parallel(n_jobs=settings.jobs)(
@@ -139,7 +150,8 @@ def _stored_classifier(view: Scene, folder: Path) -> Path | None:
     if network is None:
         return None
     path = folder / "classifier.safetensors"
-    save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, path)
+    state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    replace(path, save(state))
     return path
 
 
@@ -154,10 +166,7 @@ def _cell(
             folder / method / "certificates",
             classifier,
             view,
-            settings.votes,
-            sigma=settings.sigma,
-            seed=settings.seed,
-            resume=True,
+            _certifying(settings, method, folder / method),
             title=method,
         )
     row = summarize(
@@ -192,6 +201,18 @@ def _settings(
         budget=settings.budget,
         steps=settings.steps,
         start=None if own_start else start,
+        resume=True,
+    )
+
+
+def _certifying(
+    settings: CompareDefenceSettings, method: MethodName, folder: Path
+) -> CertifySettings:
+    shared = {name: getattr(settings, name) for name in DefenceSettings.model_fields}
+    return CertifySettings(
+        **{**shared, "config": None, "json_file": None},
+        run=None if method == "none" else folder,
+        votes=settings.votes,
         resume=True,
     )
 

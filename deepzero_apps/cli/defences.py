@@ -5,6 +5,7 @@
 """
 
 __all__ = [
+    "LABELS",
     "METHODS",
     "TUNED",
     "Defence",
@@ -39,6 +40,12 @@ from deepzero_apps.zeroth_order.oracle import Oracle
 from deepzero_apps.zeroth_order.sparsity import SupportSchedule, counts_by_size
 from deepzero_apps.zeroth_order.state import Weights
 
+LABELS = (
+    "--classifier must answer scores (n, classes) for this method, got labels; "
+    "use --method mse (--methods none mse), which asks nothing"
+)
+"""Why a method that reads scores refuses a classifier of labels."""
+
 MethodName = Literal["none", "mse", "fo-ds", "zo-ds", "zo-ae-ds", "deepzero", "zo-cv"]
 
 METHODS: tuple[MethodName, ...] = (
@@ -61,12 +68,14 @@ class Tuning:
         q: Directions an image (``zo-ds``, ``zo-cv``) or weights moved a step (``deepzero``).
         mu: The step: pixels, code units or weight units.
         steps: The number of steps where no budget limits them.
+        batch: The number of images a step.
     """
 
     lr: float
     q: int = 0
     mu: float = 0.01
     steps: int = 0
+    batch: int = 64
 
 
 TUNED: dict[MethodName, Tuning] = {
@@ -184,8 +193,5 @@ def _device(network: nn.Module) -> torch.device:
 def scores_of(answer: Tensor) -> Tensor:
     """Refuses labels where scores are needed."""
     if answer.ndim != 2:
-        raise Misuse(
-            "--classifier must answer scores (n, classes) for this method, got labels; "
-            "train with --method mse, which asks nothing"
-        )
+        raise Misuse(LABELS)
     return answer

@@ -1,24 +1,20 @@
 """``deepzero-apps defend``: a denoiser trained in front of a classifier that is only asked.
 
 The run's folder then holds ``denoiser.safetensors`` (plain weights), ``denoised.png`` and
-``result.json`` besides settings, metrics and checkpoints. Every method but ``mse`` starts from a
+``result.json`` besides settings, metrics, checkpoints and ``clean_answers.safetensors``. Every method but ``mse`` starts from a
 denoiser trained by ``mse``: its own run in the subfolder ``start``, or the one that ``--start`` names.
 """
 
 __all__ = [
-    "DefenceSettings",
     "DefendSettings",
     "defend",
     "deployed",
     "planned_steps",
     "run",
-    "scene",
 ]
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -26,9 +22,8 @@ from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from deepzero_apps.cli.black_boxes import BlackBox, black_box
-from deepzero_apps.cli.choices import Dataset, splits_for
 from deepzero_apps.cli.defences import (
+    LABELS,
     TUNED,
     Defence,
     MethodName,
@@ -37,65 +32,19 @@ from deepzero_apps.cli.defences import (
     compressed,
     scores_of,
 )
-from deepzero_apps.cli.driving import drive, new_folder
-from deepzero_apps.cli.settings import CommonSettings, Misuse
-from deepzero_apps.runs import RunFolder
+from deepzero_apps.cli.driving import drive, folder_for, write_json
+from deepzero_apps.cli.scenes import Anywhere, DefenceSettings, Scene, scene
+from deepzero_apps.cli.settings import Misuse
+from deepzero_apps.runs import RunFolder, load_file, save_file
 from deepzero_apps.runs.files import replace
 from deepzero_apps.smoothing.blackbox import Defended
 from deepzero_apps.smoothing.denoisers import dncnn, unet
 from deepzero_apps.smoothing.report import plot_images
 from deepzero_apps.smoothing.training import Recipe, clean_answers, defence_training, steps_within
-from deepzero_apps.vision import Splits, load_weights
+from deepzero_apps.vision import load_weights
 from deepzero_apps.zeroth_order.oracle import Meter, Oracle
 from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.training import Training
-
-
-class DefenceSettings(CommonSettings):
-    """What is defended, and with what kind of denoiser."""
-
-    dataset: Dataset = "digits"
-    """digits is embedded; folder (one subfolder a class) and npz (uint8 arrays) are your own."""
-
-    root: Path | None = None
-    """Where the data set is (not for digits); cifar10 and stl10 look in ./data by default."""
-
-    download: bool = False
-    """Fetch cifar10 or stl10 into --root if it is not there."""
-
-    classifier: str = "svc"
-    """svc or forest (scikit-learn), cnn, resnet20 (with --weights), or your own module:object."""
-
-    weights: Path | None = None
-    """A safetensors file for cnn and resnetN."""
-
-    denoiser: Literal["dncnn", "unet"] = "unet"
-    """The denoiser's kind; unet sees further for less computation."""
-
-    depth: int = Field(4, ge=2)
-    """Convolutions of dncnn; 17 in the literature."""
-
-    width: int = Field(8, ge=1)
-    """Channels of the denoiser; 64 for dncnn in the literature."""
-
-    latent: int = Field(16, ge=1)
-    """Numbers in the code of zo-ae-ds; 192 for 32x32 and 576 for 96x96 images in the literature."""
-
-    sigma: float = Field(0.5, gt=0, le=10)
-    """Standard deviation of the noise, for pixels in [0, 1]."""
-
-    objective: Literal["stability", "classification"] = "stability"
-    """Wanted classes: the classifier's own clean answers (one query an image), or the labels."""
-
-    batch: int = Field(64, ge=1)
-    """Images a step."""
-
-    checkpoint_every: float = Field(20.0, ge=0)
-    """Seconds between checkpoints; 0 for one after every step."""
-
-    def record(self) -> dict[str, Any]:
-        """Returns the fields that define the result: how often it is stored does not."""
-        return {k: v for k, v in super().record().items() if k != "checkpoint_every"}
 
 
 class DefendSettings(DefenceSettings):
@@ -130,15 +79,18 @@ class DefendSettings(DefenceSettings):
     q: int | None = Field(None, ge=1)
     """Directions an image (zo-ds, zo-cv), or weights moved a step (deepzero)."""
 
-    start: Path | None = None
+    batch: int | None = Field(None, ge=1)
+    """Images a step; the method's tuned number by default."""
+
+    start: Anywhere | None = None
     """Start from these denoiser weights instead of training by mse first."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.method == "none":
             raise ValueError("--method must train something, got none; certify needs no defence")
-        if self.method == "zo-ae-ds" and self.start is not None:
-            raise ValueError("--start must be left out for zo-ae-ds, whose start has a code")
+        if self.method in ("mse", "zo-ae-ds") and self.start is not None:
+            raise ValueError(f"--start must be left out for {self.method}, which makes its own")
         return self
 
     def tuning(self) -> Tuning:
@@ -149,43 +101,8 @@ class DefendSettings(DefenceSettings):
             q=self.q or tuned.q,
             mu=self.mu or tuned.mu,
             steps=self.steps or tuned.steps,
+            batch=self.batch or tuned.batch,
         )
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Data and classifier, as several commands need them."""
-
-    splits: Splits
-    box: BlackBox
-
-
-def scene(settings: DefenceSettings) -> Scene:
-    """Loads the data and fits or imports the classifier.
-
-    Raises:
-        Misuse: If one of them cannot be had.
-    """
-    found = splits_for(
-        settings.dataset, root=settings.root, download=settings.download, seed=settings.seed
-    )
-    splits = found.to(settings.device)
-    try:
-        box = black_box(
-            settings.classifier,
-            found,
-            weights=settings.weights,
-            seed=settings.seed,
-            device=settings.device,
-        )
-    except (OSError, ValueError, TypeError) as error:
-        raise Misuse(f"--classifier {settings.classifier}: {error}") from error
-    if box.classifier.classes != len(splits.train.classes):
-        raise Misuse(
-            f"--classifier must know the {len(splits.train.classes)} classes of the data, "
-            f"got {box.classifier.classes}"
-        )
-    return Scene(splits, box)
 
 
 def denoiser(settings: DefenceSettings, shape: tuple[int, int, int], *, code: bool) -> nn.Module:
@@ -247,8 +164,9 @@ def defend(settings: DefendSettings, folder: Path, view: Scene) -> dict[str, Any
         done = run_folder.result()
         if done is not None:
             return done
+        targets = _targets(settings, folder, view, defence, oracle=oracle)
         begun = _start(settings, folder, view, defence.network)
-        training = _training(settings, view, defence, steps, oracle=oracle)
+        training = _training(settings, view, defence, steps, targets=targets, meter=meter)
         title = f"{settings.method}: {steps:,} steps"
         drive(training, run_folder, steps, title=title, checkpoint_every=settings.checkpoint_every)
         _write(settings, folder, view, defence.network)
@@ -274,7 +192,7 @@ def planned_steps(settings: DefendSettings, view: Scene) -> int:
 
 def run(settings: DefendSettings) -> int:
     """Trains one defence and says where it is."""
-    folder = settings.out or new_folder("defend")
+    folder = folder_for("defend", settings.out, resume=settings.resume)
     result = defend(settings, folder, scene(settings))
     console = Console(soft_wrap=True)
     console.print(
@@ -285,9 +203,7 @@ def run(settings: DefendSettings) -> int:
         markup=False,
         highlight=False,
     )
-    if settings.json_file is not None:
-        document = {"settings": settings.record(), "result": result}
-        settings.json_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_json(settings.json_file, {"settings": settings.record(), "result": result})
     return 0
 
 
@@ -299,7 +215,12 @@ def _oracle(view: Scene, meter: Meter) -> Oracle:
 
 def _defence(settings: DefendSettings, view: Scene, oracle: Oracle) -> Defence:
     network = denoiser(settings, view.splits.train.shape, code=settings.method == "zo-ae-ds")
-    return build(
+    if settings.start is not None and settings.method != "mse":
+        try:
+            load_weights(network, settings.start)
+        except (OSError, ValueError) as error:
+            raise Misuse(f"--start: {error}") from error
+    defence = build(
         settings.method,
         network,
         oracle=oracle,
@@ -309,36 +230,45 @@ def _defence(settings: DefendSettings, view: Scene, oracle: Oracle) -> Defence:
         classes=view.box.classifier.classes,
         seed=settings.seed,
     )
+    if settings.method != "mse" and not view.box.scores:
+        raise Misuse(LABELS)
+    return defence
 
 
 def _steps(settings: DefendSettings, defence: Defence, view: Scene) -> int:
-    if settings.batch > len(view.splits.train):
+    batch = settings.tuning().batch
+    if batch > len(view.splits.train):
         raise Misuse(
-            f"--batch must be at most the {len(view.splits.train)} training images, "
-            f"got {settings.batch}"
+            f"--batch must be at most the {len(view.splits.train)} training images, got {batch}"
         )
     if not defence.queries:
         return settings.tuning().steps
     answers = len(view.splits.train) if settings.objective == "stability" else 0
-    try:
-        return steps_within(
-            settings.budget - answers, batch=settings.batch, queries=defence.queries
+    step = batch * defence.queries
+    if settings.budget < answers + step:
+        raise Misuse(
+            f"--budget must cover one step of {batch} images with {defence.queries} "
+            f"queries each and {answers:,} clean answers (--objective {settings.objective}), "
+            f"{answers + step:,} in all, got {settings.budget:,}"
         )
-    except ValueError as error:
-        raise Misuse(f"--{error}") from error
+    return steps_within(settings.budget - answers, batch=batch, queries=defence.queries)
 
 
 def _start(settings: DefendSettings, folder: Path, view: Scene, network: nn.Module) -> float:
     """Gives the network its starting weights; returns the seconds that took."""
-    if settings.method == "mse":
-        return 0.0
-    if settings.start is not None:
-        load_weights(network, settings.start)
+    if settings.method == "mse" or settings.start is not None:  # `_defence` has loaded it
         return 0.0
     code = settings.method == "zo-ae-ds"
     own = folder / "start"
     plain = settings.model_copy(
-        update={"method": "mse", "lr": None, "mu": None, "q": None, "resume": True}
+        update={
+            "method": "mse",
+            "lr": None,
+            "mu": None,
+            "q": None,
+            "batch": None,
+            "resume": True,
+        }
     )
     steps = plain.tuning().steps
     start = denoiser(plain, view.splits.train.shape, code=code)
@@ -353,7 +283,8 @@ def _start(settings: DefendSettings, folder: Path, view: Scene, network: nn.Modu
         seed=settings.seed,
     )
     with RunFolder.create(own, {**plain.record(), "code": code}, resume=True) as run_folder:
-        training = _training(plain, view, defence, steps, oracle=_oracle(view, Meter(0)))
+        labels = view.splits.train.labels
+        training = _training(plain, view, defence, steps, targets=labels, meter=Meter(0))
         drive(
             training,
             run_folder,
@@ -366,35 +297,47 @@ def _start(settings: DefendSettings, folder: Path, view: Scene, network: nn.Modu
 
 
 def _training(
-    settings: DefendSettings, view: Scene, defence: Defence, steps: int, *, oracle: Oracle
+    settings: DefendSettings,
+    view: Scene,
+    defence: Defence,
+    steps: int,
+    *,
+    targets: Tensor,
+    meter: Meter,
 ) -> Training:
-    train = view.splits.train
-    pixels = train.pixels()
-    targets = train.labels
-    if settings.method != "mse" and settings.objective == "stability":
-        targets = _answers(view, pixels, oracle, defence)
     return defence_training(
         defence.network,
         defence.method,
-        pixels,
+        view.splits.train.pixels(),
         targets,
         recipe=Recipe(
             sigma=settings.sigma,
             steps=steps,
-            batch=settings.batch,
+            batch=settings.tuning().batch,
             lr=settings.tuning().lr,
             seed=settings.seed,
         ),
-        meter=oracle.meter,
+        meter=meter,
         companion=defence.surrogate,
     )
 
 
-def _answers(view: Scene, pixels: Tensor, oracle: Oracle, defence: Defence) -> Tensor:
-    """Clean answers; free for fo-ds, which owns the classifier."""
+def _targets(
+    settings: DefendSettings, folder: Path, view: Scene, defence: Defence, *, oracle: Oracle
+) -> Tensor:
+    """The classes wanted; clean answers are paid for once and kept, and free for fo-ds."""
+    train = view.splits.train
+    if settings.method == "mse" or settings.objective == "classification":
+        return train.labels
     if not defence.queries:
-        return view.box.classifier(pixels).argmax(1)
-    return clean_answers(oracle, pixels)
+        return view.box.classifier(train.pixels()).argmax(1)
+    path = folder / "clean_answers.safetensors"
+    if not path.exists():
+        save_file(path, clean_answers(oracle, train.pixels()))
+    else:
+        oracle.meter.charge(len(train))
+    kept: Tensor = load_file(path)
+    return kept.to(settings.device)
 
 
 def _write(settings: DefendSettings, folder: Path, view: Scene, network: nn.Module) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from deepzero_apps.cli import compare_defence
 from deepzero_apps.cli.certify import Votes
 from deepzero_apps.cli.compare_defence import CompareDefenceSettings
-from deepzero_apps.cli.driving import new_folder
+from deepzero_apps.cli.driving import folder_for
 from deepzero_apps.cli.settings import CommonSettings
 
 
@@ -41,7 +41,7 @@ class DemoSettings(CommonSettings):
 def run(settings: DemoSettings) -> int:
     """Runs the comparison of none, mse and zo-cv at a small size."""
     console = Console(soft_wrap=True)
-    folder = settings.out or new_folder("demo")
+    folder = folder_for("demo", settings.out, resume=settings.resume)
     console.print(
         f"A {settings.classifier} classifies 8x8 digits. It has no gradients, and noise of sigma 0.5\n"
         f"ruins it. A denoiser is trained before it with {settings.budget:,} queries (zo-cv), from\n"

@@ -1,13 +1,17 @@
-"""Drives a training run inside its folder: resumes, logs, checkpoints, shows progress."""
+"""Drives a training run inside its folder: resumes, logs, checkpoints, shows progress, reports."""
 
-__all__ = ["drive", "new_folder"]
+__all__ = ["drive", "folder_for", "write_json"]
 
+import json
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from deepzero_apps.cli.progress import tracked
+from deepzero_apps.cli.settings import Misuse
 from deepzero_apps.runs import RunFolder
+from deepzero_apps.runs.files import replace
 from deepzero_apps.zeroth_order.training import Training
 
 
@@ -42,6 +46,25 @@ def drive(
     run.save(training.step, training.state_dict())
 
 
-def new_folder(verb: str) -> Path:
-    """Returns a fresh place below ``runs/`` for a command that was given none."""
+def folder_for(verb: str, out: Path | None, *, resume: bool) -> Path:
+    """Returns the folder of a run: the one asked for, or a fresh place below ``runs/``.
+
+    Raises:
+        Misuse: If a run is to be continued and none is named.
+    """
+    if out is not None:
+        return out
+    if resume:
+        raise Misuse("--resume must come with --out, the folder of the run to continue")
     return Path("runs") / f"{verb}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def write_json(path: Path | None, document: dict[str, Any]) -> None:
+    """Writes a result to a JSON file, if one is wanted; what was there stays if that fails."""
+    if path is None:
+        return
+    text = json.dumps(document, indent=2) + "\n"
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")  # a pipe or a terminal cannot be replaced
+    else:
+        replace(path, text.encode())

@@ -7,14 +7,15 @@ __all__ = ["main"]
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, is_dataclass, make_dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, is_dataclass, make_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from rich.console import Console
 
@@ -54,17 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     errors = Console(stderr=True, soft_wrap=True)
-    warnings.showwarning = lambda message, *_, **__: errors.print(
-        f"warning: {message}", markup=False
-    )
     try:
-        return _run(arguments)
+        with _warnings_on(errors), _memory_explained():
+            return _run(arguments)
     except Misuse as error:
         errors.print(f"error: {error}", markup=False)
         return 2
     except KeyboardInterrupt:
         errors.print(
-            "interrupted; the same command with --resume goes on from the last checkpoint"
+            "interrupted; --resume with --out FOLDER (the newest in runs/ if none was given) "
+            "goes on from the last checkpoint"
         )
         return 130
     except SystemExit as stop:  # tyro's help and its own errors
@@ -72,6 +72,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _failures() as error:
         errors.print(f"error: {error}", markup=False)
         return 1
+
+
+@contextmanager
+def _warnings_on(errors: Console) -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: errors.print(
+            f"warning: {message}", markup=False
+        )
+        yield
+
+
+@contextmanager
+def _memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch has no class of its own for what the CPU's allocator refuses
+        if isinstance(error, MemoryError) or "allocate" in str(error):
+            first = (str(error) or "no reason given").splitlines()[0]
+            raise MemoryError(
+                f"memory is exhausted; ask for smaller networks, batches or images ({first})"
+            ) from error
+        raise
 
 
 def _run(arguments: list[str]) -> int:
@@ -117,39 +140,66 @@ def _parse(kind: type[CommonSettings], verb: str, arguments: list[str]) -> Commo
         description=kind.__doc__,
     )
     try:
-        return kind(**vars(parsed))
+        return kind(**asdict(parsed))
     except ValidationError as error:
         raise Misuse(_in_words(error)) from error
 
 
-def _flags(kind: type[CommonSettings], fields: dict[str, Any]) -> type[Any]:
+def _flags(kind: type[BaseModel], fields: Mapping[str, Any]) -> type[Any]:
     """A plain twin of the settings for tyro, with a file's fields as defaults.
 
     The settings themselves are made once, from all flags, so that every refusal is ours to word
     and a field that has no default may come from the file or from a flag.
     """
+    fields = _folded(kind, fields)
     unknown = sorted(fields.keys() - kind.model_fields.keys())
     if unknown:
         raise Misuse(f"--config must hold fields of this command, got {', '.join(unknown)}")
     flags: list[Any] = []
     for name, info in kind.model_fields.items():
-        flag = _shown(name, info)
-        if name in fields:
-            flags.append((name, flag, field(default=_typed(name, info, fields[name]))))
+        inner = _nested(info)
+        if inner is not None:
+            base = info.get_default(call_default_factory=True).model_dump()
+            twin = _flags(inner, {**base, **fields[name]})
+            flags.append((name, _shown(name, info, twin), field(default_factory=twin)))
+        elif name in fields:
+            default = _typed(name, info, fields[name])
+            flags.append((name, _shown(name, info), field(default=default)))
         elif info.is_required():
-            flags.append((name, flag))
+            flags.append((name, _shown(name, info)))
         else:
-            flags.append((name, flag, field(default=info.get_default(call_default_factory=True))))
+            default = info.get_default(call_default_factory=True)
+            flags.append((name, _shown(name, info), field(default=default)))
     return make_dataclass(kind.__name__, flags, kw_only=True)
 
 
-def _shown(name: str, info: FieldInfo) -> Any:  # noqa: ANN401 - an annotation
+def _folded(kind: type[BaseModel], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Groups a file's fields: those of a nested model may stand beside it, as its flags do."""
+    folded = dict(fields)
+    for name, info in kind.model_fields.items():
+        inner = _nested(info)
+        if inner is None:
+            continue
+        own = folded.get(name, {})
+        if not isinstance(own, Mapping):
+            raise Misuse(f"--config: field {name} must be a mapping, got {own!r}")
+        beside = inner.model_fields.keys() & folded.keys() - kind.model_fields.keys()
+        folded[name] = {**own, **{flag: folded.pop(flag) for flag in beside}}
+    return folded
+
+
+def _nested(info: FieldInfo) -> type[BaseModel] | None:
+    kind = info.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _shown(name: str, info: FieldInfo, twin: type[Any] | None = None) -> Any:  # noqa: ANN401 - an annotation
     """A field's type with its help and whatever else it tells tyro."""
     given: list[Any] = [m for m in info.metadata if "tyro" in type(m).__module__]
     named: list[Any] = [m for m in given if is_dataclass(m)]
     about: Any = named[0] if named else tyro.conf.arg(name=name.replace("_", "-"))
     markers = [m for m in given if m not in named]
-    return Annotated[(info.annotation, replace(about, help=info.description), *markers)]
+    return Annotated[(twin or info.annotation, replace(about, help=info.description), *markers)]
 
 
 def _typed(name: str, info: FieldInfo, value: object) -> object:
@@ -174,11 +224,11 @@ def _in_words(error: ValidationError) -> str:
     """A validation error as the user wrote it: flag, expectation, value."""
     lines = []
     for fault in error.errors():
-        place = ".".join(str(part) for part in fault["loc"]).replace("json_file", "json")
-        flag = "--" + place.replace("_", "-")
+        names = [part for part in fault["loc"] if isinstance(part, str)]
+        flag = "--" + names[-1].removesuffix("_file").replace("_", "-") if names else ""
         message = fault["msg"].removeprefix("Value error, ")
         got = "" if fault["type"] == "value_error" else f", got {fault['input']!r}"
-        lines.append(f"{flag}: {message}{got}" if fault["loc"] else message)
+        lines.append(f"{flag}: {message}{got}" if names else message)
     return "\n".join(lines)
 
 
@@ -195,6 +245,7 @@ def _failures() -> tuple[type[Exception], ...]:
         JournalError,
         BudgetExhausted,
         FloatingPointError,
+        MemoryError,
         OSError,
         ValueError,
     )

@@ -25,7 +25,7 @@ class CommonSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of everything random: splits, initial weights, batches, noise, directions."""
 
     device: str = "cpu"
@@ -46,7 +46,7 @@ class CommonSettings(BaseModel):
         import torch  # a second that --help need not pay
 
         try:
-            torch.empty(0, device=device)
+            torch.zeros(1, device=device).item()  # the meta device has no numbers
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(

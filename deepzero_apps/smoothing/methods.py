@@ -29,7 +29,7 @@ With w = 1 this is unbiased for the smoothed loss whatever :math:`s` is; a surro
 learnt nothing leaves the randomized estimate. Two numbers are chosen, not tuned:
 
 - :math:`\beta` is the regression of measured slopes on predicted ones (a running one over the last
-  hundred or so steps): 0 for a useless surrogate, 1 for a good one.
+  fifty or so steps): 0 for a useless surrogate, 1 for a good one.
 - For a residual :math:`r = \nabla\ell - \beta\nabla\ell_s` and Gaussian directions the second
   term has mean :math:`w r` and mean squared error :math:`|r|^2 [(1 - w)^2 + w^2 (d + 1) / q]`, least at
 

@@ -1,0 +1,97 @@
+"""What is defended or certified: the settings that describe it, its data and its classifier."""
+
+__all__ = ["Anywhere", "DefenceSettings", "Scene", "scene"]
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from deepzero_apps.cli.black_boxes import BlackBox, black_box
+from deepzero_apps.cli.choices import Dataset, splits_for
+from deepzero_apps.cli.settings import CommonSettings, Misuse
+from deepzero_apps.vision import Splits
+
+Anywhere = Annotated[Path, AfterValidator(Path.absolute)]
+"""A path that a run's settings name, found again from any working directory."""
+
+
+class DefenceSettings(CommonSettings):
+    """What is defended, and with what kind of denoiser."""
+
+    dataset: Dataset = "digits"
+    """digits is embedded; folder (one subfolder a class) and npz (uint8 arrays) are your own."""
+
+    root: Anywhere | None = None
+    """Where the data set is (not for digits); cifar10 and stl10 look in ./data by default."""
+
+    download: bool = False
+    """Fetch cifar10 or stl10 into --root if it is not there."""
+
+    classifier: str = "svc"
+    """svc or forest (scikit-learn), cnn, resnet20 (with --weights), or your own module:object."""
+
+    weights: Anywhere | None = None
+    """A safetensors file for cnn and resnetN."""
+
+    denoiser: Literal["dncnn", "unet"] = "unet"
+    """The denoiser's kind; unet sees further for less computation."""
+
+    depth: int = Field(4, ge=2, le=1000)
+    """Convolutions of dncnn; 17 in the literature."""
+
+    width: int = Field(8, ge=1, le=1024)
+    """Channels of the denoiser; 64 for dncnn in the literature."""
+
+    latent: int = Field(16, ge=1)
+    """Numbers in the code of zo-ae-ds; 192 for 32x32 and 576 for 96x96 images in the literature."""
+
+    sigma: float = Field(0.5, gt=0, le=10)
+    """Standard deviation of the noise, for pixels in [0, 1]."""
+
+    objective: Literal["stability", "classification"] = "stability"
+    """Wanted classes: the classifier's own clean answers (one query an image), or the labels."""
+
+    checkpoint_every: float = Field(20.0, ge=0)
+    """Seconds between checkpoints; 0 for one after every step."""
+
+    def record(self) -> dict[str, Any]:
+        """Returns the fields that define the result: how often it is stored does not."""
+        return {k: v for k, v in super().record().items() if k != "checkpoint_every"}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Data and classifier, as several commands need them."""
+
+    splits: Splits
+    box: BlackBox
+
+
+def scene(settings: DefenceSettings) -> Scene:
+    """Loads the data and fits or imports the classifier.
+
+    Raises:
+        Misuse: If one of them cannot be had.
+    """
+    found = splits_for(
+        settings.dataset, root=settings.root, download=settings.download, seed=settings.seed
+    )
+    splits = found.to(settings.device)
+    try:
+        box = black_box(
+            settings.classifier,
+            found,
+            weights=settings.weights,
+            seed=settings.seed,
+            device=settings.device,
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise Misuse(f"--classifier {settings.classifier}: {error}") from error
+    if box.classifier.classes != len(splits.train.classes):
+        raise Misuse(
+            f"--classifier must know the {len(splits.train.classes)} classes of the data, "
+            f"got {box.classifier.classes}"
+        )
+    return Scene(splits, box)

@@ -1,0 +1,216 @@
+"""``deepzero-apps certify``: what it writes, what it asks, what it refuses."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deepzero_apps.cli import main
+from tests.cli import processes
+from tests.cli.conftest import CENTROIDS
+
+VOTES = ["--images", "4", "--n", "60", "--n0", "10"]
+TRAIN = ["--steps", "3", "--width", "2", "--batch", "16"]
+
+
+def certify(*flags: str) -> int:
+    return main(["certify", *VOTES, *flags])
+
+
+def certificates(folder: Path | str) -> list[dict[str, object]]:
+    text = (Path(folder) / "certificates.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_the_bare_classifier_gets_certificates_in_the_field_s_columns(
+    centroids: str, asked: Callable[[], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--out", "run", "--classifier", centroids, "--sigma", "0.25", "--json", "rows.json"]
+
+    assert certify(*flags) == 0
+
+    assert asked() == 4 * (60 + 10) + 1  # the image that every black box is shown
+    head, *rows = Path("run/certificates.tsv").read_text().splitlines()
+    assert head.split("\t") == ["idx", "label", "predict", "radius", "correct", "time"]
+    found = certificates("run")
+    for row, one in zip(rows, found, strict=True):
+        index, label, predicted, radius, correct, _ = row.split("\t")
+        assert (int(index), int(label)) == (one["index"], one["label"])
+        assert (int(predicted), float(radius)) == (one["predicted"], one["radius"])
+        assert bool(int(correct)) is one["correct"]
+    assert {one["sigma"] for one in found} == {0.25}
+    document = json.loads(Path("rows.json").read_text())
+    (summary,) = document["rows"]
+    assert document["settings"]["sigma"] == 0.25
+    assert summary["certified_accuracy"]["0.0"] == sum(bool(c["correct"]) for c in found) / 4
+    assert Path("run/certified_accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert "4 test images of digits, sigma 0.25, N 60" in capsys.readouterr().out
+
+
+def test_a_defend_run_brings_its_settings_along(centroids: str) -> None:
+    trained = ["--method", "zo-ds", "--classifier", centroids, "--budget", "1400"]
+    assert main(["defend", "--out", "run", *TRAIN, *trained, "--sigma", "0.25"]) == 0
+
+    assert certify("--run", "run", "--json", "rows.json") == 0
+
+    document = json.loads(Path("rows.json").read_text())
+    assert document["rows"][0]["queries"] == 1400
+    assert document["rows"][0]["method"] == "zo-ds"
+    settings = document["settings"]
+    assert (settings["sigma"], settings["classifier"], settings["width"]) == (0.25, centroids, 2)
+    assert {one["sigma"] for one in certificates("run/certificates")} == {0.25}
+
+
+def test_a_wish_that_contradicts_the_run_is_refused(
+    centroids: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*TRAIN, "--method", "mse", "--classifier", centroids, "--sigma", "0.25"]
+    assert main(["defend", "--out", "run", *flags]) == 0
+
+    assert certify("--run", "run", "--sigma", "0.12") == 2
+
+    said = capsys.readouterr().err
+    assert "--sigma must be that of --run, 0.25, or left out, got 0.12" in said
+    assert not Path("run/certificates").exists()
+    assert certify("--run", "run", "--sigma", "0.25") == 0
+
+
+def test_votes_do_not_depend_on_rows_or_resumption(
+    centroids: str, asked: Callable[[], int]
+) -> None:
+    assert certify("--out", "whole", "--classifier", centroids) == 0
+    assert certify("--out", "run", "--classifier", centroids, "--rows", "7") == 0
+    journal = Path("run/certificates.jsonl")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:2]) + lines[2][:40])  # as a kill may leave it
+    queries = asked()
+
+    assert certify("--out", "run", "--classifier", centroids, "--resume") == 0
+
+    assert asked() - queries == 2 * (60 + 10) + 1
+    one, other = certificates("whole"), certificates("run")
+    assert [c["votes"] for c in one] == [c["votes"] for c in other]
+    assert certify("--out", "run", "--classifier", centroids, "--resume") == 0
+    assert asked() - queries == 2 * (60 + 10) + 2
+
+
+def test_a_changed_classifier_is_refused(
+    own_module: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (
+        "import torch\ntorch.manual_seed({})\n"
+        "network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    name = own_module(text.format(0)) + ":network"
+    trained = ["--method", "mse", "--classifier", name, *TRAIN]
+    assert main(["defend", "--out", "run", *trained]) == 0
+    assert certify("--run", "run") == 0
+    assert certify("--out", "bare", "--classifier", name) == 0
+    before = Path("bare/certificates.jsonl").read_bytes()
+    own_module(text.format(1))
+    capsys.readouterr()
+
+    assert certify("--run", "run", "--resume") == 2
+    assert "--run must meet the classifier that it was trained with" in capsys.readouterr().err
+    assert certify("--out", "bare", "--classifier", name, "--resume") == 1
+    assert re.search(r"^error: .*has classifier", capsys.readouterr().err)
+    assert Path("bare/certificates.jsonl").read_bytes() == before
+
+
+def test_all_images_are_certified_where_more_are_asked_for(centroids: str) -> None:
+    flags = ["--classifier", centroids, "--split", "validation", "--n", "20", "--n0", "1"]
+    assert certify("--out", "run", *flags, "--images", "100000") == 0
+    assert len(certificates("run")) == 297
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--n", "10"], "n must be at least 11 at alpha 0.001, got 10"),
+        (["--n", "1"], "n must be at least 11 at alpha 0.001, got 1"),
+        (["--n", "0"], "--n: .* got 0"),
+        (["--n0", "0"], "--n0: .* got 0"),
+        (["--alpha", "0"], "--alpha: .* got 0"),
+        (["--alpha", "0.6"], "--alpha: .* got 0.6"),
+        (["--alpha", "nan"], "--alpha: .* got nan"),
+        (["--images", "-1"], "--images: .* got -1"),
+        (["--rows", "0"], "--rows: .* got 0"),
+        (["--sigma", "0"], "--sigma: .* got 0"),
+        (["--sigma", "nan"], "--sigma: .* got nan"),
+        (["--sigma", "inf"], "--sigma: .* got inf"),
+        (["--json", "absent/rows.json"], "--json: json must name a file in a folder"),
+        (["--resume"], "--resume must come with --out"),
+    ],
+)
+def test_misuse_is_refused_by_flag_and_nothing_is_written(
+    centroids: str, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert certify("--classifier", centroids, *flags) == 2
+
+    said = capsys.readouterr().err
+    assert re.match(f"error: .*{words}", said)
+    assert said.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_what_is_no_finished_defend_run_is_refused(
+    centroids: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert certify("--run", "absent") == 1
+    assert "absent holds no run" in capsys.readouterr().err
+    assert certify("--out", "bare", "--classifier", centroids) == 0
+    capsys.readouterr()
+    assert certify("--run", "bare") == 2
+    assert "--run must name a folder of defend" in capsys.readouterr().err
+    flags = [*TRAIN, "--method", "mse", "--classifier", centroids]
+    assert main(["defend", "--out", "run", *flags]) == 0
+    Path("run/result.json").unlink()
+    capsys.readouterr()
+    assert certify("--run", "run") == 2
+    assert "--run must name a finished run" in capsys.readouterr().err
+
+
+def test_a_damaged_denoiser_is_one_message(
+    centroids: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*TRAIN, "--method", "mse", "--classifier", centroids]
+    assert main(["defend", "--out", "run", *flags]) == 0
+    weights = Path("run/denoiser.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    capsys.readouterr()
+
+    assert certify("--run", "run") == 1
+
+    assert re.fullmatch(r"error: .*truncated or damaged.*\n", capsys.readouterr().err)
+
+
+def test_a_run_is_found_from_another_folder(
+    own_module: Callable[[str], str],
+    cnn_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own_module(CENTROIDS)
+    (tmp_path / "cnn.safetensors").write_bytes(cnn_weights.read_bytes())
+    flags = [*TRAIN, "--classifier", "cnn", "--weights", "cnn.safetensors", "--method", "mse"]
+    assert main(["defend", "--out", "run", *flags]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    assert certify("--run", "../run") == 0
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_message(centroids: str) -> None:
+    preamble = processes.LIMITED.format(2_500)  # a few certificates
+    command = ["certify", *VOTES, "--out", "run", "--classifier", centroids]
+
+    process = processes.start(*command, preamble=preamble)
+    _, said = process.communicate(timeout=60)
+
+    assert process.returncode == 1
+    assert re.fullmatch(r"error: .*File too large.*\n", said)
+    assert certify("--out", "run", "--classifier", centroids, "--resume") == 0
+    assert len(certificates("run")) == 4

@@ -114,5 +114,5 @@ def test_design_lists_every_module() -> None:
     ]
 
     assert [path.name for path in modules if f"`{path.name}`" not in text] == []
-    named = set(re.findall(r"^  +`([a-z_]+\.py)`", text, re.MULTILINE))
+    named = set(re.findall(r"^- `([a-z_]+\.py)`:", text, re.MULTILINE))
     assert named <= {path.name for path in modules}

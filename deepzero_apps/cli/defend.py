@@ -13,6 +13,7 @@ __all__ = [
     "run",
 ]
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -92,6 +93,11 @@ class DefendSettings(DefenceSettings):
         if self.method in ("mse", "zo-ae-ds") and self.start is not None:
             raise ValueError(f"--start must be left out for {self.method}, which makes its own")
         return self
+
+    def record(self) -> dict[str, Any]:
+        """Returns the fields that define the result, the tuned ones as numbers."""
+        tuned = {name: value or None for name, value in asdict(self.tuning()).items()}
+        return {**super().record(), **tuned}
 
     def tuning(self) -> Tuning:
         """Returns the method's tuned settings with the flags that override them."""

@@ -38,7 +38,7 @@ BROKEN = {
     "few": ("np.zeros((len(x), 9))", r"scores of shape \(1, 10\) .* got shape \(1, 9\)"),
     "rows": ("np.zeros((len(x) + 1, 10))", r"got shape \(2, 10\)"),
     "raises": ("1 / 0", "raised ZeroDivisionError"),
-    "nothing": ("None", "the answer|raised"),
+    "nothing": ("None", "raised TypeError"),
     "words": ("np.array(['a'] * len(x))", "raised TypeError"),
     "label": ("np.full(len(x), 10)", r"labels must be in 0 \.\.\. 9, got 10"),
     "whole": ("np.zeros((len(x), 10), int)", "scores must be floating, got torch.int64"),
@@ -83,9 +83,7 @@ def test_an_adapter_of_the_library(splits: Splits, own_module: Callable[[str], s
     assert own(f"{own_module(ADAPTER)}:adapter", splits)[:2] == (True, False)
 
 
-def test_the_built_in_network_is_right_on_clean_digits(
-    splits: Splits, cnn_weights: Path
-) -> None:
+def test_the_built_in_network_is_right_on_clean_digits(splits: Splits, cnn_weights: Path) -> None:
     box = black_box("cnn", splits, weights=cnn_weights, seed=0, device="cpu")
     hits = labels_of(box.classifier(splits.test.pixels())) == splits.test.labels
     assert hits.float().mean() > 0.97

@@ -154,9 +154,7 @@ def test_an_interrupted_run_says_so_and_resumes(centroids: str) -> None:
     assert defend("whole", *flags) == 0
     command = ["defend", "--out", "run", *SMALL, *flags]
 
-    code, said = processes.stopped(
-        Path("run/metrics.jsonl"), *command, lines=2, by=signal.SIGINT
-    )
+    code, said = processes.stopped(Path("run/metrics.jsonl"), *command, lines=2, by=signal.SIGINT)
 
     assert code == 130
     assert said.startswith("interrupted; --resume with --out")

@@ -10,6 +10,7 @@ import pytest
 from deepzero_apps import __version__
 from deepzero_apps.cli import main
 from deepzero_apps.cli.certify import show
+from deepzero_apps.cli.defences import TUNED
 from deepzero_apps.smoothing.report import Row
 
 TINY = ["--method", "mse", "--steps", "2", "--width", "1", "--batch", "8"]
@@ -73,6 +74,8 @@ def test_a_file_of_settings_is_overridden_by_flags(
 def test_a_run_s_own_config_starts_the_same_run(tmp_path: Path, centroids: str) -> None:
     assert main(["defend", "--classifier", centroids, *TINY, "--out", "one"]) == 0
     assert main(["defend", "--config", "one/config.json", "--out", "two"]) == 0
+    config = json.loads((tmp_path / "two" / "config.json").read_text())
+    assert (config["lr"], config["mu"]) == (TUNED["mse"].lr, TUNED["mse"].mu)
     one, two = (tmp_path / name / "denoiser.safetensors" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
 

@@ -281,11 +281,11 @@ def _averaged(cells: Sequence[Row], settings: CompareEstimatorsSettings) -> list
 
 def _table(rows: Sequence[Row], settings: CompareEstimatorsSettings) -> Table:
     table = Table(
-        title=f"digits, {settings.seeds} seeds; queries and seconds of one run (of one process)"
+        title=f"digits: test accuracy in %, {settings.seeds} seeds; the price of one run"
     )
     table.add_column("weights", justify="right")
     table.add_column("estimator")
-    for name in ("accuracy, %", "std", "loss", "queries", "seconds", "of CPU"):
+    for name in ("accuracy", "std", "loss", "queries", "seconds", "CPU s"):
         table.add_column(name, justify="right")
     for i, row in enumerate(rows):
         std = row["accuracy_std"]

@@ -80,11 +80,11 @@ class Tuning:
 
 TUNED: dict[MethodName, Tuning] = {
     "mse": Tuning(lr=2e-3, steps=8_000),
-    "fo-ds": Tuning(lr=1e-3, steps=3_000),
-    "zo-ds": Tuning(lr=1e-3, q=4),
+    "fo-ds": Tuning(lr=1e-3, steps=8_000),
+    "zo-ds": Tuning(lr=5e-4, q=4),
     "zo-ae-ds": Tuning(lr=1e-3),
     "deepzero": Tuning(lr=1e-3, q=4),
-    "zo-cv": Tuning(lr=1e-3, q=4),
+    "zo-cv": Tuning(lr=1e-3, q=1),
 }
 
 

@@ -38,7 +38,7 @@ class DefenceSettings(CommonSettings):
     denoiser: Literal["dncnn", "unet"] = "unet"
     """The denoiser's kind; unet sees further for less computation."""
 
-    depth: int = Field(4, ge=2, le=1000)
+    depth: int = Field(4, ge=2, le=100)
     """Convolutions of dncnn; 17 in the literature."""
 
     width: int = Field(8, ge=1, le=1024)

@@ -61,7 +61,9 @@ def accuracy_bars(rows: Sequence[Row], labels: Mapping[str, str], path: Path) ->
         )
     axes.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
     axes.set(xlabel="weights", ylabel="test accuracy, %", ylim=(0, 100))
-    axes.legend(loc="lower right")
+    axes.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(estimators), frameon=False
+    )
     _save(figure, path)
 
 

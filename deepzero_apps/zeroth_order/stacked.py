@@ -58,14 +58,15 @@ class StackedRandomized:
 
     Args:
         plain: The estimate.
-        copies: How many displaced networks make a pass; what fits the cache is fastest.
+        copies: How many displaced networks make a pass; what fits the cache, and the
+            allocator keeps, is fastest.
 
     Raises:
         ValueError: If ``copies`` is not positive.
     """
 
     plain: Randomized
-    copies: int = 16
+    copies: int = 8
     _known: "WeakKeyDictionary[nn.Module, _Known]" = field(
         default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
     )

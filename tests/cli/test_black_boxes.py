@@ -114,6 +114,7 @@ def test_built_in_estimators_are_right_on_clean_digits_and_the_same_each_time(
     ],
 )
 def test_what_cannot_be_imported_is_refused_by_name(
+    *,
     own_module: Callable[[str], str],
     splits: Splits,
     text: str,
@@ -150,6 +151,7 @@ def test_a_broken_answer_is_refused_before_any_work(
     ],
 )
 def test_an_answer_that_breaks_later_is_one_message(
+    *,
     own_module: Callable[[str], str],
     verb: str,
     fault: str,

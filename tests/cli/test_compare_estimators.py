@@ -43,7 +43,8 @@ def test_rows_have_accuracies_and_queries_of_every_estimator_and_size(
         assert row["accuracy_std"] == pytest.approx(abs(a - b) / 2**0.5)  # of a sample of two
     assert (out / "estimators.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((out / "result.json").read_text()) == result
-    printed = capsys.readouterr().out  # in 80 columns, so that words may be broken
+    printed = capsys.readouterr().out
+    assert "RGE, q = d" in printed
     assert all(str(weights) in printed for weights in WEIGHTS.values())
 
 

@@ -6,6 +6,7 @@ import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -22,8 +23,8 @@ def defend(out: Path | str, *flags: str) -> int:
     return main(["defend", "--out", str(out), *SMALL, *flags])
 
 
-def result(folder: Path | str) -> dict[str, float]:
-    found: dict[str, float] = json.loads((Path(folder) / "result.json").read_text())
+def result(folder: Path | str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text())
     return found
 
 
@@ -36,8 +37,11 @@ def test_every_method_leaves_weights_picture_result_and_metrics(
     tmp_path: Path, cnn_weights: Path, method: str
 ) -> None:
     flags = ["--classifier", "cnn", "--weights", str(cnn_weights), "--budget", "1500"]
+    flags += ["--latent", "4"]
+    if method in ("zo-ds", "deepzero", "zo-cv"):
+        flags += ["--q", "4"]
 
-    assert defend(tmp_path, "--method", method, *flags, "--latent", "4") == 0
+    assert defend(tmp_path, "--method", method, *flags) == 0
 
     found = result(tmp_path)
     # zo-ae-ds: four latent numbers and the base; q = 4 directions (or weights) and the base
@@ -67,7 +71,7 @@ def test_every_method_leaves_weights_picture_result_and_metrics(
     ],
 )
 def test_the_classifier_is_asked_as_stated_and_never_beyond_the_budget(
-    centroids: str, asked: Callable[[], int], flags: list[str], each: int, answers: int
+    *, centroids: str, asked: Callable[[], int], flags: list[str], each: int, answers: int
 ) -> None:
     budget = 1400
 
@@ -128,7 +132,7 @@ def test_a_finished_run_asks_nothing_again(centroids: str, asked: Callable[[], i
 def test_a_killed_run_resumes_to_the_same_bits(
     centroids: str, asked: Callable[[], int], method: str
 ) -> None:
-    flags = ["--method", method, "--classifier", centroids, "--budget", "2000"]
+    flags = ["--method", method, "--classifier", centroids, "--budget", "2000", "--q", "4"]
     flags += ["--checkpoint-every", "0"]
     assert defend("whole", *flags) == 0
     Path("asked.txt").unlink()
@@ -180,6 +184,22 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(
 
     assert re.search(r"warning: fell back to the checkpoint of step 4", capsys.readouterr().err)
     assert Path("run/denoiser.safetensors").read_bytes() == weights
+
+
+def test_clean_answers_are_paid_for_once_and_always_counted(
+    centroids: str, asked: Callable[[], int]
+) -> None:
+    flags = ["--method", "zo-ds", "--q", "4", "--classifier", centroids, "--budget", "1160"]
+    assert defend("run", *flags) == 0
+    queries = asked()
+    Path("run/result.json").unlink()  # as if killed before the first checkpoint
+    for checkpoint in Path("run/checkpoints").iterdir():
+        checkpoint.unlink()
+
+    assert defend("run", *flags, "--resume") == 0
+
+    assert asked() == queries + 2 * 16 * 5 + 1
+    assert result("run")["queries"] == 1160
 
 
 def test_without_a_whole_checkpoint_the_run_is_left_alone(

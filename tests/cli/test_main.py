@@ -113,6 +113,7 @@ def test_votes_may_stand_in_a_group_or_beside_the_others(
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(
+    *,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -4,6 +4,7 @@ __all__ = ["drive", "folder_for", "write_json"]
 
 import json
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,18 @@ from deepzero_apps.runs import RunFolder
 from deepzero_apps.runs.files import replace
 from deepzero_apps.zeroth_order.training import Training
 
+Row = dict[str, float]
+"""The metrics of one step."""
+
 
 def drive(
-    training: Training, run: RunFolder, steps: int, *, title: str, checkpoint_every: float
+    training: Training,
+    run: RunFolder,
+    steps: int,
+    *,
+    title: str,
+    checkpoint_every: float,
+    observe: Callable[[Row], Row] | None = None,
 ) -> None:
     """Trains to the end, from the folder's last checkpoint if it has one.
 
@@ -26,6 +36,7 @@ def drive(
         steps: The number of the last step.
         title: What the progress bar is called.
         checkpoint_every: Seconds between checkpoints.
+        observe: Adds to a step's metrics, such as validation accuracy at the end of an epoch.
     """
     found = run.load_latest()
     if found is not None:
@@ -36,14 +47,20 @@ def drive(
     run.truncate_metrics(training.step)
     saved = time.monotonic()
     rows = training.run(steps)
-    for row in tracked(
-        rows, title, total=steps, done=training.step, note=lambda row: f"loss {row['loss']:.4f}"
-    ):
+    observed = map(observe, rows) if observe else rows
+    for row in tracked(observed, title, total=steps, done=training.step, note=_note):
         run.log(row)
         if time.monotonic() - saved >= checkpoint_every:
             run.save(training.step, training.state_dict())
             saved = time.monotonic()
     run.save(training.step, training.state_dict())
+
+
+def _note(row: Row) -> str:
+    words = f"loss {row['loss']:.3f}, {row['queries']:,.0f} queries"
+    if "validation_accuracy" in row:
+        words += f", validation {row['validation_accuracy']:.1f} %"
+    return words
 
 
 def folder_for(verb: str, out: Path | None, *, resume: bool) -> Path:

@@ -8,9 +8,6 @@ looked at once, after the last step.
 
 __all__ = ["TrainSettings", "run"]
 
-import json
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -19,7 +16,6 @@ from pydantic import Field, model_validator
 from rich.console import Console
 
 from deepzero_apps.cli.choices import Dataset, Network, network_for, splits_for
-from deepzero_apps.cli.progress import tracked
 from deepzero_apps.cli.settings import CommonSettings, Misuse
 
 if TYPE_CHECKING:
@@ -167,7 +163,6 @@ def run(settings: TrainSettings) -> int:
     with RunFolder.create(settings.out, settings.record(), resume=settings.resume) as folder:
         result = folder.result()
         if result is None:
-            _restore(task.training, folder)
             _train(task, settings, folder)
             result = _result(task, settings)
             _write(task, settings, folder, result)
@@ -278,50 +273,24 @@ def _gradient(
     return Coordinates(mu=settings.mu, schedule=schedule, central=settings.central)
 
 
-def _restore(training: "Training", folder: "RunFolder") -> None:
-    found = folder.load_latest()
-    if found is None:
-        folder.truncate_metrics(0)
-        return
-    step, state = found
-    training.load_state_dict(state)
-    folder.truncate_metrics(step)
-
-
 def _train(task: _Task, settings: TrainSettings, folder: "RunFolder") -> None:
-    training = task.training
-    tracker = tracked(
-        _measured(task),
-        f"training {task.parameters:,} weights ({settings.estimator})",
-        total=task.steps,
-        done=training.step,
-        note=_note,
-    )
-    saved = time.monotonic()
-    for row in tracker:
-        folder.log(row)
-        if time.monotonic() - saved >= settings.checkpoint_every:
-            folder.save(training.step, training.state_dict())
-            saved = time.monotonic()
-    folder.save(training.step, training.state_dict())
-
-
-def _measured(task: _Task) -> Iterator[dict[str, float]]:
+    from deepzero_apps.cli.driving import drive
     from deepzero_apps.vision.training import accuracy
 
-    for row in task.training.run(task.steps):
-        if row["step"] % task.epoch == 0:
-            validated = accuracy(task.training.network, task.splits.validation)
-            yield {**row, "epoch": row["step"] // task.epoch, "validation_accuracy": validated}
-        else:
-            yield row
+    def observe(row: dict[str, float]) -> dict[str, float]:
+        if row["step"] % task.epoch:
+            return row
+        validated = accuracy(task.training.network, task.splits.validation)
+        return {**row, "epoch": row["step"] // task.epoch, "validation_accuracy": validated}
 
-
-def _note(row: dict[str, float]) -> str:
-    words = f"loss {row['loss']:.3f}, {row['queries']:,.0f} queries"
-    if "validation_accuracy" in row:
-        words += f", validation {row['validation_accuracy']:.1f} %"
-    return words
+    drive(
+        task.training,
+        folder,
+        task.steps,
+        title=f"training {task.parameters:,} weights ({settings.estimator})",
+        checkpoint_every=settings.checkpoint_every,
+        observe=observe,
+    )
 
 
 def _result(task: _Task, settings: TrainSettings) -> dict[str, Any]:
@@ -364,6 +333,8 @@ def _write(
 
 
 def _report(result: dict[str, Any], settings: TrainSettings) -> None:
+    from deepzero_apps.cli.driving import write_json
+
     console = Console(soft_wrap=True)
     if result["steps"] < result["steps_asked_for"]:
         console.print(
@@ -375,6 +346,4 @@ def _report(result: dict[str, Any], settings: TrainSettings) -> None:
         markup=False,
         highlight=False,
     )
-    if settings.json_file is not None:
-        text = json.dumps({"settings": settings.record(), "result": result}, indent=2)
-        settings.json_file.write_text(text + "\n", encoding="utf-8")
+    write_json(settings.json_file, {"settings": settings.record(), "result": result})

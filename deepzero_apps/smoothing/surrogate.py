@@ -201,7 +201,8 @@ class WithSurrogate:
             generator=generator
         )
         points = torch.cat((z[None], z + self.mu * u))
-        answers = self.scores(points.flatten(0, 1).clamp(0, 1))
+        with torch.no_grad():
+            answers = self.scores(points.flatten(0, 1).clamp(0, 1))
         losses = functional.cross_entropy(
             answers, batch.targets.repeat(1 + self.q), reduction="none"
         ).view(1 + self.q, len(z))

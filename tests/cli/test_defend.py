@@ -154,7 +154,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
 
 @pytest.mark.slow
 def test_an_interrupted_run_says_so_and_resumes(centroids: str) -> None:
-    flags = ["--method", "zo-ds", "--classifier", centroids, "--budget", "5000"]
+    flags = ["--method", "zo-ds", "--classifier", centroids, "--budget", "40000"]
     assert defend("whole", *flags) == 0
     command = ["defend", "--out", "run", *SMALL, *flags]
 

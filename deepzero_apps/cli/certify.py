@@ -109,11 +109,13 @@ def run(settings: CertifySettings) -> int:
     """Certifies and prints the table."""
     name, classifier, view, resolved, trained = _subject(settings)
     folder = _folder(settings)
-    certificates, seconds = certify_into(
-        folder, classifier, view, resolved, title=f"certifying {name}"
-    )
+    certificates, _ = certify_into(folder, classifier, view, resolved, title=f"certifying {name}")
     row = summarize(
-        name, certificates, radii=RADII, queries=trained.get("queries", 0), seconds=seconds
+        name,
+        certificates,
+        radii=RADII,
+        queries=trained.get("queries", 0),
+        seconds=trained.get("seconds", 0.0),
     )
     plot_certified_accuracy({name: certificates}, folder / "certified_accuracy.png")
     show([row], title_of(view, resolved.sigma, resolved.votes, len(certificates)))

@@ -37,7 +37,7 @@ from deepzero_apps.smoothing.methods import (
 from deepzero_apps.smoothing.surrogate import Surrogate, WithSurrogate, surrogate_network
 from deepzero_apps.zeroth_order.gradients import Coordinates
 from deepzero_apps.zeroth_order.oracle import Oracle
-from deepzero_apps.zeroth_order.sparsity import SupportSchedule, counts_by_size
+from deepzero_apps.zeroth_order.sparsity import SupportSchedule, shares_by_size
 from deepzero_apps.zeroth_order.state import Weights
 
 LABELS = (
@@ -155,9 +155,7 @@ def build(
         return Defence(network, AtLatent(oracle, mu=tuning.mu), queries)
 
     def deepzero() -> Defence:
-        sizes = Weights(network).sizes
-        counts = tuple(counts_by_size(sizes, tuning.q))
-        schedule = SupportSchedule(counts, sizes, seed=seed)
+        schedule = _schedule(network, tuning.q, seed)
         gradient = Coordinates(mu=tuning.mu, schedule=schedule)
         return Defence(network, OnWeights(oracle, gradient), tuning.q + 1)
 
@@ -176,6 +174,13 @@ def build(
         "zo-cv": zo_cv,
     }
     return builders[name]()
+
+
+def _schedule(network: nn.Module, moved: int, seed: int) -> SupportSchedule:
+    sizes = Weights(network).sizes
+    if moved > sum(sizes):
+        raise Misuse(f"--q must be at most the {sum(sizes):,} weights, got {moved}")
+    return SupportSchedule(tuple(shares_by_size(sizes, moved)), sizes, seed=seed)
 
 
 def compressed(

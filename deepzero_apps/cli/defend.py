@@ -160,7 +160,8 @@ def defend(settings: DefendSettings, folder: Path, view: Scene) -> dict[str, Any
         view: Data and classifier.
 
     Returns:
-        The result: ``method``, ``queries``, ``seconds``, ``steps``, ``fingerprint``.
+        The result: ``method``, ``queries``, ``seconds``, ``steps``, ``classifier``
+            (its fingerprint).
     """
     meter = Meter(settings.budget)
     oracle = _oracle(view, meter)

@@ -3,10 +3,13 @@
 __all__ = ["drive", "folder_for", "write_json"]
 
 import json
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 from typing import Any
 
 from deepzero_apps.cli.progress import tracked
@@ -48,12 +51,35 @@ def drive(
     saved = time.monotonic()
     rows = training.run(steps)
     observed = map(observe, rows) if observe else rows
-    for row in tracked(observed, title, total=steps, done=training.step, note=_note):
-        run.log(row)
-        if time.monotonic() - saved >= checkpoint_every:
-            run.save(training.step, training.state_dict())
-            saved = time.monotonic()
+    with _interruptible() as interrupted:
+        for row in tracked(observed, title, total=steps, done=training.step, note=_note):
+            run.log(row)
+            if interrupted.is_set() or time.monotonic() - saved >= checkpoint_every:
+                run.save(training.step, training.state_dict())
+                saved = time.monotonic()
+            if interrupted.is_set():
+                raise KeyboardInterrupt
     run.save(training.step, training.state_dict())
+
+
+@contextmanager
+def _interruptible() -> Iterator[Event]:
+    """Lets Ctrl-C wait for the end of a step, so that no paid query is lost; twice stops at once."""
+    interrupted = Event()
+    if current_thread() is not main_thread():
+        yield interrupted
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def wait(*_: object) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _note(row: Row) -> str:

@@ -47,7 +47,7 @@ class CommonSettings(BaseModel):
 
         try:
             torch.zeros(1, device=device).item()  # the meta device has no numbers
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(
                 f"device must be one that this torch can use, got {device} ({reason})"

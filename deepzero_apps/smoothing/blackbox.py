@@ -308,6 +308,12 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 def _module(module: nn.Module, argument: str) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise TypeError(f"{argument} must be a torch module, got {type(module).__name__}")
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
+            raise ValueError(
+                f"{argument} must answer each image by itself, got batch norm {name!r} without "
+                "running statistics, which mixes the images of a batch: no certificate would hold"
+            )
     return module
 
 

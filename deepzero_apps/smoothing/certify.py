@@ -15,7 +15,7 @@ of them for that class, with the one-sided limit of Clopper and Pearson
 
 (the :math:`\alpha` quantile of a beta distribution; 0 at :math:`k = 0`). It abstains at
 :math:`\underline{p} \le 1/2`. A certificate is wrong with probability at most
-:math:`\alpha`, whatever the classifier. With all votes for one class
+:math:`\alpha`, for any classifier that answers each image by itself. With all votes for one class
 :math:`\underline{p} = \alpha^{1/n}`: no certificate can exceed
 :math:`\sigma \Phi^{-1}(\alpha^{1/n})`. Radii are rounded down to four decimals. Cost:
 :math:`n_0 + n` queries an image.

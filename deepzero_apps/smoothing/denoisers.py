@@ -108,6 +108,8 @@ class Autoencoder(nn.Module):
         for scale in scales:
             sizes.append(tuple(scale.after(s) for s in sizes[-1]))
         cells = sizes[-1][0] * sizes[-1][1]
+        if cells < 1:
+            raise ValueError(f"shape must be of images of at least 4x4 pixels, got {shape}")
         if latent < 1 or latent % cells:
             raise ValueError(
                 f"latent must be a positive multiple of {cells} for images of shape {shape}, "

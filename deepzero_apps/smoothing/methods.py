@@ -28,8 +28,8 @@ what it gets wrong is measured by the same finite differences that `AtImage` tak
 With w = 1 this is unbiased for the smoothed loss whatever :math:`s` is; a surrogate that has
 learnt nothing leaves the randomized estimate. Two numbers are chosen, not tuned:
 
-- :math:`\beta` is the regression of measured slopes on predicted ones (a running one over the last
-  fifty or so steps): 0 for a useless surrogate, 1 for a good one.
+- :math:`\beta` is the regression of measured slopes on predicted ones (a running one over the
+  fifty or so steps before): 0 for a useless surrogate, 1 for a good one.
 - For a residual :math:`r = \nabla\ell - \beta\nabla\ell_s` and Gaussian directions the second
   term has mean :math:`w r` and mean squared error :math:`|r|^2 [(1 - w)^2 + w^2 (d + 1) / q]`, least at
 

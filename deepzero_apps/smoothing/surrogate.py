@@ -131,7 +131,11 @@ class Surrogate:
         """Takes up what ``state_dict()`` returned."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.images, self.answers = state["images"], state["answers"]
+        device = next(self.network.parameters()).device
+        self.images, self.answers = (
+            None if state[name] is None else state[name].to(device)
+            for name in ("images", "answers")
+        )
         if self.images is not None:
             self.capacity = len(self.images)
         self.seen, self.covariance, self.variance = state["numbers"]
@@ -218,8 +222,8 @@ class WithSurrogate:
     def _gradient(self, z: Tensor, u: Tensor, measured: Tensor, targets: Tensor) -> Tensor:
         free = self._free_gradient(z, targets)
         predicted = (u * free).flatten(2).sum(2)
+        beta = self.surrogate.beta  # from earlier steps: these directions must not choose it
         self.surrogate.compare(measured, predicted)
-        beta = self.surrogate.beta
         d = z[0].numel()
         weight = self.q / (self.q + d + 1) if self.weight is None else self.weight  # eq. (2)
         residual = (measured - beta * predicted).view(*measured.shape, 1, 1, 1) * u

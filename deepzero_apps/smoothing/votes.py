@@ -10,7 +10,9 @@ and only their number by class is kept. Three properties are bought here:
 - *The noise of an image depends on nothing but* ``(seed, index, phase)``: one generator per
   image and phase, seeded through numpy's SeedSequence, read in blocks of a fixed size, because
   a torch generator gives other numbers for other shapes. Batch size, order and company of
-  other images do not enter. (The device does: a GPU draws other numbers than a CPU.)
+  other images do not enter. (The device does: a GPU draws other numbers than a CPU. A CPU
+  generator keeps 32 bits of its seed: of 20,000 streams two agree with a chance of 5 %.
+  Every certificate is sound all the same; two phases of one image agree once in 4e9.)
 - *Calls are full*: noisy copies of many images share a call of ``rows`` rows.
 - *Votes are counted where they arise*: one small transfer a call.
 

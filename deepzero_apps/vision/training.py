@@ -62,11 +62,11 @@ from deepzero_apps.zeroth_order.oracle import Meter
 from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.sparsity import (
     SupportSchedule,
-    counts_by_energy,
     counts_by_score,
-    counts_by_size,
     grasp,
     layer_energies,
+    shares_by_energy,
+    shares_by_size,
     zo_grasp,
 )
 from deepzero_apps.zeroth_order.stacked import StackedRandomized
@@ -230,7 +230,7 @@ def queries_a_step(gradient: WeightGradient, weights: int) -> int:
     if isinstance(gradient, Randomized):
         return (2 if gradient.central else 1) * gradient.q + 1
     if isinstance(gradient, Coordinates):
-        moved = sum(gradient.schedule.counts) if gradient.schedule else weights
+        moved = gradient.schedule.total if gradient.schedule else weights
         return (2 if gradient.central else 1) * moved + 1
     raise TypeError(
         "gradient must be FirstOrder, Coordinates, Randomized or StackedRandomized, "
@@ -333,15 +333,15 @@ def support_schedule(
     sizes = Weights(network).sizes
     kept = max(1, round((1 - sparsity.share) * sum(sizes)))
     if sparsity.allocation == "uniform":
-        counts = counts_by_size(sizes, kept)
+        shares = shares_by_size(sizes, kept)
     else:
         batch = training_batch(train, recipe, 0)
         scored = deepcopy(network).train()
-        counts = _scored_counts(scored, batch, sparsity, kept=kept, mu=mu, meter=meter)
-    return SupportSchedule(tuple(counts), sizes, sparsity.interval, recipe.seed)
+        shares = _scored_shares(scored, batch, sparsity, kept=kept, mu=mu, meter=meter)
+    return SupportSchedule(tuple(shares), sizes, sparsity.interval, recipe.seed)
 
 
-def _scored_counts(
+def _scored_shares(
     network: nn.Module,
     batch: tuple[Tensor, Tensor],
     sparsity: Sparsity,
@@ -349,13 +349,13 @@ def _scored_counts(
     kept: int,
     mu: float,
     meter: Meter,
-) -> list[int]:
+) -> list[float]:
     inputs, head = batch[0], cross_entropy(batch[1])
     weights = Weights(network)
     if sparsity.allocation == "grasp":
         meter.charge(2)
         loss = head(network(inputs)[None])[0].mean()
-        return counts_by_score(grasp(loss, weights.parameters), weights.sizes, kept)
+        return [*map(float, counts_by_score(grasp(loss, weights.parameters), weights.sizes, kept))]
 
     q, layers = sparsity.q, len(weights.sizes)
     energy = sparsity.allocation == "energy"
@@ -365,9 +365,9 @@ def _scored_counts(
     generator = generator_for(0, "scores", device=theta.device)
     if energy:
         energies = layer_energies(objective, theta, weights.sizes, mu=mu, q=q, generator=generator)
-        return counts_by_energy(energies, weights.sizes, kept)
+        return shares_by_energy(energies, weights.sizes, kept)
     scores = zo_grasp(objective, theta, mu=mu, q=q, generator=generator)
-    return counts_by_score(scores, weights.sizes, kept)
+    return [*map(float, counts_by_score(scores, weights.sizes, kept))]
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -72,7 +72,7 @@ class Sphere:
 
 @dataclass(frozen=True)
 class Rademacher:
-    """Independent random signs: the least variance of the three."""
+    """Independent random signs; in total as little variance as the sphere, less than Gaussian."""
 
     def sample(self, like: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Draws directions of the shape, dtype and device of ``like``; its last axis is d."""

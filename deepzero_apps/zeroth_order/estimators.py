@@ -16,8 +16,8 @@ estimate                  queries       error
 ========================= ============= ==================================================
 (1) forward               \|S\| + 1       bias :math:`\mu H_{ii} / 2`, no variance
 (1) central               2 \|S\|         bias :math:`O(\mu^2)`, none on a quadratic
-(2) forward               q + 1         unbiased for the smoothed loss; variance ~ d / q
-(2) central               2 q           the same, bias one order smaller
+(2) forward               q + 1         bias O(mu^2) for a smooth f; variance ~ d / q
+(2) central               2 q           the same bias; no variance from curvature
 ========================= ============= ==================================================
 
 **Many problems at once.** ``x`` may carry ``batch_dims`` leading axes of independent problems

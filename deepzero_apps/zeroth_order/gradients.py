@@ -159,9 +159,16 @@ def network_loss(evaluation: Evaluation, weights: Weights) -> Loss:
     theta = torch.cat([p.detach().flatten() for p in weights.parameters])
 
     def loss(points: Tensor) -> Tensor:
-        return torch.stack([evaluation.displaced(point - theta) for point in points])
+        return torch.stack([_relative(evaluation, point - theta) for point in points])
 
     return loss
+
+
+def _relative(evaluation: Evaluation, step: Tensor) -> Tensor:
+    """The loss relative to that at the weights, which costs nothing at the weights."""
+    if not step.any():
+        return step.new_zeros((), dtype=torch.float64)
+    return evaluation.displaced(step)
 
 
 def _write(weights: Weights, gradient: Tensor) -> None:

@@ -46,6 +46,8 @@ __all__ = [
     "draw",
     "grasp",
     "layer_energies",
+    "shares_by_energy",
+    "shares_by_size",
     "zo_grasp",
 ]
 
@@ -140,9 +142,18 @@ def layer_energies(
     return torch.stack(energies)
 
 
+def shares_by_size(sizes: Sequence[int], kept: int) -> list[float]:
+    """Splits coordinates over layers in proportion to the layers' sizes.
+
+    Returns:
+        The expected number of coordinates of each layer, often a fraction; their sum is ``kept``.
+    """
+    return [float(share) for share in _shares(np.asarray(sizes, dtype=float), sizes, kept)]
+
+
 def counts_by_size(sizes: Sequence[int], kept: int) -> list[int]:
-    """Splits coordinates over layers in proportion to the layers' sizes."""
-    return _apportion(np.asarray(sizes, dtype=float), sizes, kept)
+    """Rounds ``shares_by_size`` to whole numbers that add up to ``kept``."""
+    return _rounded(shares_by_size(sizes, kept), sizes, kept)
 
 
 def counts_by_score(scores: Tensor, sizes: Sequence[int], kept: int) -> list[int]:
@@ -165,6 +176,13 @@ def counts_by_score(scores: Tensor, sizes: Sequence[int], kept: int) -> list[int
 def counts_by_energy(
     energies: Tensor, sizes: Sequence[int], kept: int, *, exponent: float = 0.5
 ) -> list[int]:
+    """Rounds ``shares_by_energy`` to whole numbers that add up to ``kept``."""
+    return _rounded(shares_by_energy(energies, sizes, kept, exponent=exponent), sizes, kept)
+
+
+def shares_by_energy(
+    energies: Tensor, sizes: Sequence[int], kept: int, *, exponent: float = 0.5
+) -> list[float]:
     """Splits coordinates over layers by what the layers give, eq. (2).
 
     Args:
@@ -174,7 +192,7 @@ def counts_by_energy(
         exponent: The exponent p of eq. (2), at least 0.
 
     Returns:
-        The number of coordinates of each layer.
+        The expected number of coordinates of each layer; their sum is ``kept``.
 
     Raises:
         ValueError: If ``exponent`` is negative or an energy is negative or not finite.
@@ -187,7 +205,7 @@ def counts_by_energy(
     d = np.asarray(sizes, dtype=float)
     density = energy / d
     density /= density.max() or 1.0
-    return _apportion(d * density**exponent, sizes, kept)
+    return [float(share) for share in _shares(d * density**exponent, sizes, kept)]
 
 
 def draw(counts: Sequence[int], sizes: Sequence[int], *, generator: torch.Generator) -> Tensor:
@@ -208,14 +226,22 @@ def draw(counts: Sequence[int], sizes: Sequence[int], *, generator: torch.Genera
 class SupportSchedule:
     """Coordinates drawn anew every ``interval`` steps: a pure function of seed and step.
 
+    A share may be a fraction: a layer with a share of .3 gets one coordinate in 30 % of the draws
+    (systematic sampling with one random start), so that no layer is left out for good however few
+    coordinates there are. Every draw has the same number of coordinates in all.
+
     Args:
-        counts: The number of coordinates of each layer.
+        shares: The expected number of coordinates of each layer; their sum is a whole number.
         sizes: The number of weights of each layer.
         interval: How many steps share a draw.
         seed: The seed of the draws.
+
+    Raises:
+        ValueError: If ``interval`` is not positive, a share does not lie in [0, size], or the sum
+            is no whole number.
     """
 
-    counts: tuple[int, ...]
+    shares: tuple[float, ...]
     sizes: tuple[int, ...]
     interval: int = 1
     seed: int = 0
@@ -223,14 +249,28 @@ class SupportSchedule:
     def __post_init__(self) -> None:
         if self.interval < 1:
             raise ValueError(f"interval must be at least 1 step, got {self.interval}")
-        over = [(c, s) for c, s in zip(self.counts, self.sizes, strict=True) if not 0 <= c <= s]
-        if over:
-            raise ValueError(f"counts must lie in [0, size] for each layer, got {over[0]}")
+        for share, size in zip(self.shares, self.sizes, strict=True):
+            if not 0 <= share <= size + 1e-9:
+                raise ValueError(f"shares must lie in [0, size], got {share} of {size}")
+        if abs(sum(self.shares) - self.total) > 1e-6:
+            raise ValueError(f"shares must add up to a whole number, got {sum(self.shares)}")
+
+    @property
+    def total(self) -> int:
+        """The number of coordinates of every draw."""
+        return round(sum(self.shares))
 
     def at(self, step: int) -> Tensor:
         """Returns the sorted flat coordinates of a step."""
         generator = generator_for(self.seed, "support", step // self.interval)
-        return draw(self.counts, self.sizes, generator=generator)
+        return draw(self._counts(generator), self.sizes, generator=generator)
+
+    def _counts(self, generator: torch.Generator) -> list[int]:
+        start = float(torch.rand((), generator=generator, dtype=torch.float64))
+        ends = np.round(np.cumsum(self.shares), 9)
+        ends[-1] = self.total
+        steps = np.floor(np.concatenate(([0.0], ends)) + start).astype(int)
+        return [int(count) for count in np.diff(steps)]
 
 
 def _check_kept(sizes: Sequence[int], kept: int) -> None:
@@ -238,8 +278,8 @@ def _check_kept(sizes: Sequence[int], kept: int) -> None:
         raise ValueError(f"kept must lie in [1, {sum(sizes)}], got {kept}")
 
 
-def _apportion(weight: np.ndarray, sizes: Sequence[int], kept: int) -> list[int]:
-    """Integers in proportion to ``weight`` that add up to ``kept``, none above its size."""
+def _shares(weight: np.ndarray, sizes: Sequence[int], kept: int) -> np.ndarray:
+    """Fractions in proportion to ``weight`` that add up to ``kept``, none above its size."""
     _check_kept(sizes, kept)
     size = np.asarray(sizes)
     share = np.zeros(len(size))
@@ -249,8 +289,14 @@ def _apportion(weight: np.ndarray, sizes: Sequence[int], kept: int) -> list[int]
         w = w if w.sum() > 0 else free * size
         share = np.minimum(share + left * w / w.sum(), size)
         free = share < size
+    return share
+
+
+def _rounded(shares: Sequence[float], sizes: Sequence[int], kept: int) -> list[int]:
+    """Whole numbers near the shares that add up to ``kept``, by largest remainder."""
+    share = np.asarray(shares)
     counts = np.floor(share + 1e-9).astype(int)
     by_remainder = np.argsort(-(share - counts), kind="stable")
-    room = [i for i in by_remainder if counts[i] < size[i]]
+    room = [i for i in by_remainder if counts[i] < sizes[i]]
     counts[room[: kept - int(counts.sum())]] += 1
     return [int(c) for c in counts]

@@ -110,9 +110,9 @@ def test_a_control_variate_with_full_weight_is_unbiased_whatever_the_surrogate(
     f, network = classifier(), denoiser()
     stand_in = f if surrogate == "perfect" else surrogate_network((1, 8, 8), CLASSES, width=4)
     q = 20 if surrogate == "perfect" else 8_000
-    method = WithSurrogate(
-        f, Surrogate(copy.deepcopy(stand_in), updates=0), mu=1e-4, q=q, weight=1.0
-    )
+    learner = Surrogate(copy.deepcopy(stand_in), updates=0)
+    learner.covariance = learner.variance = 1.0  # beta = 1, as after steps of agreement
+    method = WithSurrogate(f, learner, mu=1e-4, q=q, weight=1.0)
 
     estimate = gradient(method, network)
 

@@ -15,6 +15,7 @@ from deepzero_apps.zeroth_order.sparsity import (
     draw,
     grasp,
     layer_energies,
+    shares_by_size,
     zo_grasp,
 )
 
@@ -145,6 +146,18 @@ def test_draws_are_uniform_inside_a_layer() -> None:
     assert ((hits - p).abs() < 5 * (p * (1 - p) / n) ** 0.5).all()
 
 
+def test_fractional_shares_leave_no_layer_out() -> None:
+    # every weight of every layer is drawn with probability k / d = .04, whatever the layer's size
+    sizes, n = (72, 8, 19, 1), 4_000
+    schedule = SupportSchedule(tuple(shares_by_size(sizes, 4)), sizes)
+
+    draws = [schedule.at(step) for step in range(n)]
+
+    assert {len(support) for support in draws} == {schedule.total} == {4}
+    hits = torch.cat(draws).bincount(minlength=100) / n
+    assert ((hits - 0.04).abs() < 5 * (0.04 * 0.96 / n) ** 0.5).all()
+
+
 def test_a_schedule_redraws_every_interval() -> None:
     schedule = SupportSchedule((5,), (1_000,), interval=3)
 
@@ -175,7 +188,9 @@ def test_bad_arguments_are_named() -> None:
         layer_energies(lambda p: p.sum(-1), torch.ones(3), [3], mu=1, q=0, generator=generator)
     with pytest.raises(ValueError, match="interval must be at least 1 step, got 0"):
         SupportSchedule((1,), (1,), interval=0)
-    with pytest.raises(ValueError, match=r"counts must lie in \[0, size\].*got \(2, 1\)"):
+    with pytest.raises(ValueError, match=r"shares must lie in \[0, size\], got 2 of 1"):
         SupportSchedule((2,), (1,))
+    with pytest.raises(ValueError, match=r"shares must add up to a whole number, got 0\.5"):
+        SupportSchedule((0.5,), (1,))
     with pytest.raises(ValueError, match="seed and counters must be at least 0, got"):
         generator_for(-1, "noise")

@@ -160,7 +160,7 @@ def test_a_sparse_support_has_the_stated_size_and_price(allocation: str, queries
     )
 
     assert schedule is not None
-    assert sum(schedule.counts) == round(0.25 * Weights(network).total)
+    assert schedule.total == round(0.25 * Weights(network).total)
     assert torch.equal(schedule.at(0), schedule.at(1))
     assert not torch.equal(schedule.at(1), schedule.at(2))
     assert meter.spent == queries
@@ -176,7 +176,7 @@ def test_energies_find_the_layer_that_matters() -> None:
     )
 
     assert schedule is not None
-    assert schedule.counts[:4] == (0, 0, 0, 0)
+    assert schedule.shares[:4] == (0, 0, 0, 0)
 
 
 def test_a_dense_gradient_has_no_schedule_and_a_budget_covers_scores() -> None:

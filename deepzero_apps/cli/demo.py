@@ -31,7 +31,7 @@ class DemoSettings(CommonSettings):
     classifier: Literal["svc", "forest"] = "svc"
     """A support vector machine or a random forest, of scikit-learn."""
 
-    budget: int = Field(320_000, ge=1)
+    budget: int = Field(240_000, ge=1)
     """Queries for training the denoiser."""
 
     images: int = Field(200, ge=0)

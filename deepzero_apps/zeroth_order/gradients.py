@@ -14,7 +14,14 @@ gradient       queries a step                        estimate
 The odd query of the central estimates is the reported loss.
 """
 
-__all__ = ["Coordinates", "FirstOrder", "Randomized", "WeightGradient", "network_loss"]
+__all__ = [
+    "Coordinates",
+    "FirstOrder",
+    "Randomized",
+    "WeightGradient",
+    "network_loss",
+    "write_gradient",
+]
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -99,7 +106,7 @@ class Coordinates:
         changes = evaluation.differences(moved, mu=self.mu, central=self.central)
         slopes = changes / (2 * self.mu if self.central else self.mu)
         gradient = torch.zeros(weights.total, dtype=slopes.dtype, device=slopes.device)
-        _write(weights, gradient.index_copy_(0, moved.to(slopes.device), slopes))
+        write_gradient(weights, gradient.index_copy_(0, moved.to(slopes.device), slopes))
         return Observation(loss, support)
 
 
@@ -142,7 +149,7 @@ class Randomized:
         for _ in range(self.q):
             u = self.directions.sample(like, generator=generator)
             gradient += evaluation.displaced(self.mu * u, central=self.central) / width * u
-        _write(weights, gradient * (self.directions.scale(weights.total) / self.q))
+        write_gradient(weights, gradient * (self.directions.scale(weights.total) / self.q))
         return Observation(float(evaluation.base))
 
 
@@ -171,7 +178,8 @@ def _relative(evaluation: Evaluation, step: Tensor) -> Tensor:
     return evaluation.displaced(step)
 
 
-def _write(weights: Weights, gradient: Tensor) -> None:
+def write_gradient(weights: Weights, gradient: Tensor) -> None:
+    """Writes a flat gradient, of shape ``(total,)``, to ``.grad`` of each parameter."""
     for p, part in zip(weights.parameters, gradient.split(list(weights.sizes)), strict=True):
         p.grad = part.view(p.shape).to(p.dtype)
 
@@ -180,7 +188,7 @@ def _keep_only(network: nn.Module, support: Tensor) -> None:
     weights = Weights(network)
     full = torch.cat([_gradient(p).flatten() for p in weights.parameters])
     support = support.to(full.device)
-    _write(weights, torch.zeros_like(full).index_copy_(0, support, full[support]))
+    write_gradient(weights, torch.zeros_like(full).index_copy_(0, support, full[support]))
 
 
 def _gradient(p: nn.Parameter) -> Tensor:

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from deepzero_apps.zeroth_order.differences import Head, Pass
 from deepzero_apps.zeroth_order.engines import SlowEngineWarning
-from deepzero_apps.zeroth_order.gradients import Randomized
+from deepzero_apps.zeroth_order.gradients import Randomized, write_gradient
 from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.state import Weights
 from deepzero_apps.zeroth_order.training import Observation
@@ -86,10 +86,7 @@ class StackedRandomized:
             first = Pass(network, inputs)
             base = _losses(head, first.output[None])
             gradient = self._gradient(_Copies(network, graph), inputs, head, base=base, step=step)
-        for p, part in zip(
-            first.weights.parameters, gradient.split(list(first.weights.sizes)), strict=True
-        ):
-            p.grad = part.view(p.shape).to(p.dtype)
+        write_gradient(first.weights, gradient)
         return Observation(float(base.mean()))
 
     def _gradient(

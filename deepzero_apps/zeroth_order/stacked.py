@@ -16,7 +16,7 @@ network is trusted, in each mode and for each shape of inputs, two displaced cop
 with ordinary passes; if they disagree, `Randomized` does the work, after a `SlowEngineWarning`.
 """
 
-__all__ = ["StackedRandomized"]
+__all__ = ["Copies", "StackedRandomized"]
 
 import warnings
 from collections.abc import Mapping
@@ -85,12 +85,12 @@ class StackedRandomized:
         with torch.no_grad():
             first = Pass(network, inputs)
             base = _losses(head, first.output[None])
-            gradient = self._gradient(_Copies(network, graph), inputs, head, base=base, step=step)
+            gradient = self._gradient(Copies(network, graph), inputs, head, base=base, step=step)
         write_gradient(first.weights, gradient)
         return Observation(float(base.mean()))
 
     def _gradient(
-        self, copies: "_Copies", inputs: Tensor, head: Head, *, base: Tensor, step: int
+        self, copies: "Copies", inputs: Tensor, head: Head, *, base: Tensor, step: int
     ) -> Tensor:
         plain, theta = self.plain, copies.theta()
         generator = generator_for(plain.seed, "directions", step, device=inputs.device)
@@ -119,12 +119,20 @@ class StackedRandomized:
         return known.graph if known.verdicts[key] else None
 
 
-class _Copies:
-    """K copies of a network as one network, by the rules of the module's docstring."""
+class Copies:
+    """K copies of a network as one network, by the rules of the module's docstring.
 
-    def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
+    Args:
+        network: The network.
+        graph: Its graph, where it was traced before.
+
+    Raises:
+        ValueError: When called, if a layer has no rule.
+    """
+
+    def __init__(self, network: nn.Module, graph: fx.Graph | None = None) -> None:
         self._network = network
-        self._graph = graph
+        self._graph = graph if graph is not None else fx.symbolic_trace(network).graph
         self._weights = Weights(network)
 
     def theta(self) -> Tensor:
@@ -132,7 +140,16 @@ class _Copies:
         return torch.cat([p.detach().flatten() for p in self._weights.parameters])
 
     def __call__(self, inputs: Tensor, points: Tensor) -> Tensor:
-        """Evaluates the network at K weights ``(k, d)``; the outputs are ``(k, b, ...)``."""
+        """Evaluates the network at K weights.
+
+        Args:
+            inputs: Of shape ``(b, c, ...)``, shared by all copies, or ``(b, k * c, ...)``, each
+                copy's own channels side by side.
+            points: The weights, of shape ``(k, d)``.
+
+        Returns:
+            The outputs, of shape ``(k, b, ...)``.
+        """
         parts = points.split(list(self._weights.sizes), dim=1)
         named = zip(self._weights.names, self._weights.parameters, parts, strict=True)
         moved = {name: part.reshape(len(points), *p.shape) for name, p, part in named}
@@ -231,7 +248,7 @@ def _agrees(network: nn.Module, graph: fx.Graph, inputs: Tensor) -> bool:
     """Compares two displaced copies, by steps too large to miss, with ordinary passes."""
     now = Pass(network, inputs)
     now.before.restore()
-    copies = _Copies(network, graph)
+    copies = Copies(network, graph)
     theta = copies.theta()
     generator = generator_for(0, "check", device=theta.device)
     steps = torch.empty(2, theta.numel(), dtype=theta.dtype, device=theta.device)

@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev,notebooks]"
 	touch $@
 
-demo: venv  ## Defend and certify a classifier that has no gradients, about three minutes
+demo: venv  ## Defend a classifier and correct a simulator that have no gradients, a few minutes
 	$(BIN)/deepzero-apps demo
 
 test: venv  ## Run all tests

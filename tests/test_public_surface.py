@@ -7,6 +7,20 @@ import pytest
 SURFACE = {
     "deepzero_apps": ["__version__"],
     "deepzero_apps.cli": ["main"],
+    "deepzero_apps.correction": [
+        "Corrected",
+        "Corrector",
+        "Credit",
+        "Loop",
+        "Objective",
+        "Problem",
+        "Simulator",
+        "Trajectories",
+        "Windowed",
+        "correction_training",
+        "probe",
+        "rollout",
+    ],
     "deepzero_apps.runs": ["RunFolder", "RunFolderError", "load_file", "save_file"],
     "deepzero_apps.smoothing": [
         "Certificate",

@@ -83,7 +83,7 @@ def _interruptible() -> Iterator[Event]:
 
 
 def _note(row: Row) -> str:
-    words = f"loss {row['loss']:.3f}, {row['queries']:,.0f} queries"
+    words = f"loss {row['loss']:.3g}, {row['queries']:,.0f} queries"
     if "validation_accuracy" in row:
         words += f", validation {row['validation_accuracy']:.1f} %"
     return words

@@ -31,15 +31,24 @@ class _Command:
 
 
 _COMMANDS = {
-    "demo": _Command("demo", "DemoSettings", "defend and certify a classifier without gradients"),
+    "demo": _Command("demo", "DemoSettings", "both applications at a small size, with figures"),
     "train": _Command("train", "TrainSettings", "train a network with or without backpropagation"),
     "defend": _Command("defend", "DefendSettings", "train a denoiser in front of a classifier"),
     "certify": _Command("certify", "CertifySettings", "issue certificates for a data set"),
+    "correct": _Command(
+        "correct", "CorrectSettings", "train a corrector in the loop of a coarse simulator"
+    ),
+    "rollout": _Command("rollout", "RolloutSettings", "run a corrected simulator, with figures"),
     "compare estimators": _Command(
         "compare_estimators", "CompareEstimatorsSettings", "first order, CGE and RGE, q = d"
     ),
     "compare defence": _Command(
         "compare_defence", "CompareDefenceSettings", "all defences at equal queries"
+    ),
+    "compare correction": _Command(
+        "compare_correction",
+        "CompareCorrectionSettings",
+        "all correctors at equal simulator steps",
     ),
 }
 
@@ -234,6 +243,8 @@ def _in_words(error: ValidationError) -> str:
 
 def _failures() -> tuple[type[Exception], ...]:
     """Errors with a message for the user; any other is a defect of ours and keeps its trace."""
+    from deepzero_apps.correction.simulator import SimulatorFailure
+    from deepzero_apps.correction.trajectory_files import TrajectoryError
     from deepzero_apps.runs import RunFolderError
     from deepzero_apps.smoothing.blackbox import ClassifierError
     from deepzero_apps.smoothing.journal import JournalError
@@ -243,6 +254,8 @@ def _failures() -> tuple[type[Exception], ...]:
         RunFolderError,
         ClassifierError,
         JournalError,
+        SimulatorFailure,
+        TrajectoryError,
         BudgetExhausted,
         FloatingPointError,
         MemoryError,

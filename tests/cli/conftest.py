@@ -33,6 +33,60 @@ def labels(images):
 """
 """A module of the user's own: nearest class mean, every call noted in the working directory."""
 
+DECAY = """
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from deepzero_apps.correction.correctors import Free
+from deepzero_apps.correction.problem import Problem
+
+
+class Decay:
+    shape = (1, 6, 8)
+    reach = math.inf
+    accepts_forcing = True
+
+    def __init__(self, rate, noted=False):
+        self.rate, self.noted = rate, noted
+
+    def step(self, fields, parameters, native=None, *, forcing=None):
+        if self.noted:
+            with open("asked.txt", "a") as file:
+                file.write(f"{len(fields)}\\n")
+        mean = fields.mean((2, 3), keepdims=True)
+        rate = self.rate * parameters.reshape(-1, 1, 1, 1)
+        moved = np.roll(fields, 1, 3) - fields + 0.1 * mean
+        after = fields + rate * moved
+        return after + (0.0 if forcing is None else forcing * 0.1), None
+
+
+def start(parameters, seed):
+    one = np.random.default_rng(seed).standard_normal((1, 1, 6, 8))
+    return one.repeat(len(parameters), 0), None
+
+
+def problem():
+    return Problem(
+        name="decay",
+        coarse=Decay(0.05, noted=True),
+        dt=0.1,
+        outputs={"free": Free(torch.ones(1, 6, 8))},
+        train=(1.0, 2.0, 3.0),
+        validation=(1.5,),
+        test=(1.25, 2.5),
+        periodic=True,
+        settings={"rate": 0.1},
+        reference=Decay(0.1),
+        frames=16,
+        restrict=lambda fields: fields,
+        start=start,
+    )
+"""
+"""A problem of the user's own: a field that moves and decays, at half the speed in the coarse."""
+
 
 @pytest.fixture(autouse=True)
 def _float32() -> None:
@@ -62,8 +116,14 @@ def centroids(own_module: Callable[[str], str]) -> str:
 
 
 @pytest.fixture
+def decay(own_module: Callable[[str], str]) -> str:
+    """A correction problem whose coarse simulator acts far."""
+    return f"{own_module(DECAY)}:problem"
+
+
+@pytest.fixture
 def asked(tmp_path: Path) -> Callable[[], int]:
-    """Says how many images were shown to `centroids` so far."""
+    """Says how many images `centroids`, or states the coarse `decay`, was shown so far."""
 
     def count() -> int:
         file = tmp_path / "asked.txt"

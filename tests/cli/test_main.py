@@ -28,7 +28,8 @@ def test_the_overview_names_every_command(
 ) -> None:
     assert main(arguments) == code
     said = capsys.readouterr().out
-    for verb in ("demo", "train", "defend", "certify", "compare estimators", "compare defence"):
+    one_word = ("demo", "train", "defend", "certify", "correct", "rollout")
+    for verb in (*one_word, "compare estimators", "compare defence", "compare correction"):
         assert re.search(rf"^  {verb} ", said, re.MULTILINE), verb
 
 
@@ -37,7 +38,10 @@ def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == __version__
 
 
-@pytest.mark.parametrize("verb", ["demo", "defend", "certify", "compare defence"])
+@pytest.mark.parametrize(
+    "verb",
+    ["demo", "defend", "certify", "compare defence", "correct", "rollout", "compare correction"],
+)
 def test_help_explains_every_flag(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*verb.split(), "--help"]) == 0
     said = capsys.readouterr().out

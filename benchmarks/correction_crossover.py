@@ -1,0 +1,148 @@
+"""Which estimator when: test MAE against simulator steps, by the size of the corrector.
+
+    python benchmarks/correction_crossover.py --out runs/crossover --json crossover.json --png crossover.png
+
+The default problem with the terminal loss. For each corrector and method the learning rate is
+picked among two on the *validation* simulations, at the middle budget and the first seed; the table
+and the figure are of the test simulations. A killed run goes on where it stopped.
+"""
+
+import sys
+from pathlib import Path
+
+# This folder holds a file of the name of the package `solvers`.
+sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
+
+import argparse
+import json
+from contextlib import redirect_stderr
+from io import StringIO
+from typing import Any
+
+import joblib
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from deepzero_apps.cli.correct import CorrectSettings, correct, deployed
+from deepzero_apps.cli.corrected import problem_of, scene
+from deepzero_apps.cli.evaluated import course, judged
+from deepzero_apps.correction.report import plot_crossover
+from deepzero_apps.correction.simulator import SimulatorFailure
+
+CORRECTORS: dict[str, tuple[dict[str, Any], int]] = {
+    "1k": ({"width": 5}, 3),
+    "6k": ({"width": 14}, 3),
+    "55k": ({"corrector": "um-small"}, 1),
+}
+METHODS = ("zo-weights", "zo-weights-rge", "zo-field")
+RATES = {
+    "zo-weights": (5e-3, 2e-2),
+    "zo-weights-rge": (2e-3, 5e-3),
+    "zo-field": (5e-3, 1e-2),
+}
+LARGE_RATES = {
+    "zo-weights": (2e-3, 1e-2),
+    "zo-weights-rge": (5e-4, 2e-3),
+    "zo-field": (1e-3, 5e-3),
+}
+BUDGETS = (5_000, 20_000, 60_000)
+
+
+def trained(
+    corrector: str, method: str, budget: int, seed: int, *, lr: float, out: Path
+) -> dict[str, Any]:
+    """Trains once; scores on validation and on test simulations."""
+    network, _ = CORRECTORS[corrector]
+    settings = CorrectSettings(
+        **network,
+        method=method,
+        loss="terminal",
+        budget=budget,
+        updates=1_000_000,
+        seed=seed,
+        lr=lr,
+        data_seed=0,
+        data=out / "data",
+        resume=True,
+    )
+    problem = problem_of(settings)
+    view = scene(settings, problem, coarse=False)
+    place = out / f"{corrector}-{method}-{budget}-{seed}-{lr:g}"
+    row: dict[str, Any] = {
+        "corrector": corrector, "method": method, "budget": budget, "seed": seed, "lr": lr
+    }  # fmt: skip
+    with redirect_stderr(StringIO()):
+        try:
+            result = correct(settings, place, view, pictures=False)
+        except (SimulatorFailure, FloatingPointError):
+            return {**row, "validation_mae": float("inf"), "mae": None}
+    _, scores = judged(
+        deployed(settings, place, problem), course(problem, view.split.test, steps=None, starts=2)
+    )
+    return {
+        **row,
+        "weights": result["weights"],
+        "updates": result["updates"],
+        "simulator_steps": result["queries"],
+        "seconds": result["seconds"],
+        "validation_mae": result["validation"][1]["mae"],
+        "mae": float(scores.mae.mean()),
+    }
+
+
+def main() -> None:
+    """Picks rates, runs the grid, prints it and draws it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/crossover"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--png", type=Path)
+    parser.add_argument("--jobs", type=int, default=2)
+    given = parser.parse_args()
+    first = CorrectSettings(data=given.out / "data", data_seed=0)
+    scene(first, problem_of(first), coarse=False)
+    work = joblib.Parallel(n_jobs=given.jobs, batch_size=1, verbose=5)
+    pairs = [(c, m) for c in CORRECTORS for m in METHODS]
+    tried = work(
+        joblib.delayed(trained)(c, m, BUDGETS[1], 0, lr=lr, out=given.out)
+        for c, m in reversed(pairs)
+        for lr in (LARGE_RATES if c == "55k" else RATES)[m]
+    )
+    best = {
+        pair: min(
+            (r for r in tried if (r["corrector"], r["method"]) == pair),
+            key=lambda r: r["validation_mae"],
+        )["lr"]
+        for pair in pairs
+    }
+    rows = work(
+        joblib.delayed(trained)(c, m, budget, seed, lr=best[c, m], out=given.out)
+        for c, m in reversed(pairs)
+        for budget in reversed(BUDGETS)
+        for seed in range(CORRECTORS[c][1])
+    )
+    report(rows, given.json, given.png)
+
+
+def report(rows: list[dict[str, Any]], document: Path | None, picture: Path | None) -> None:
+    """Prints, stores and draws the grid."""
+    table = Table("corrector", "weights", "method", "lr", *(f"{b:,}" for b in BUDGETS))
+    panels: dict[str, Any] = {}
+    for corrector in CORRECTORS:
+        for method in METHODS:
+            own = [r for r in rows if (r["corrector"], r["method"]) == (corrector, method)]
+            errors = np.array([[r["mae"] for r in own if r["budget"] == b] for b in BUDGETS]).T
+            spread = errors.std(0, ddof=1) if len(errors) > 1 else np.full(len(BUDGETS), np.nan)
+            cells = [f"{a:.4f} ± {s:.4f}" for a, s in zip(errors.mean(0), spread, strict=True)]
+            weights = f"{own[0]['weights']:,}"
+            table.add_row(corrector, weights, method, f"{own[0]['lr']:g}", *cells)
+            panels.setdefault(f"{weights} weights", {})[method] = (np.array(BUDGETS), errors)
+    Console(width=120).print(table)
+    if document:
+        document.write_text(json.dumps({"budgets": BUDGETS, "rows": rows}, indent=2) + "\n")
+    if picture:
+        plot_crossover(panels, picture, title="wake, terminal loss, n = 4", error="test MAE")
+
+
+if __name__ == "__main__":
+    main()

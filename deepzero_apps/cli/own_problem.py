@@ -46,7 +46,7 @@ def own_problem(name: str) -> Problem:
         sys.path.remove("")
     if not isinstance(made, Problem):
         raise Misuse(
-            f"--problem {name} must give a deepzero_apps.correction.problem.Problem, "
+            f"--problem {name} must give a deepzero_apps.correction.Problem, "
             f"got {type(made).__name__}"
         )
     _check_own(made, name)

@@ -107,7 +107,7 @@ def test_one_of_your_own_may_be_a_function_or_a_problem(own_module: Callable[[st
         ("", "module:function, got .*:problem: AttributeError"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("def problem(): return {}['a']", "KeyError: 'a'"),
-        ("def problem(): return 3", "must give a deepzero_apps.correction.problem.Problem, got int"),
+        ("def problem(): return 3", "must give a deepzero_apps.correction.Problem, got int"),
         (DECAY.replace("reach = math.inf", ""), "simulator must have reach, got Decay"),
         (DECAY + "from dataclasses import replace\nold = problem\n"
          "def problem(): return replace(old(), outputs={})", "must have an output, got none"),

@@ -18,7 +18,7 @@ noisy as near ones. So each part is multiplied with the factor of least squared 
 
 where the bar is the mean over q directions. The numerator needs no truth: two halves of the directions
 have independent noise, so that the mean product of their means is an unbiased estimate of it. Both
-moments are averaged over cells, steps, pieces and (exponentially) over the updates before, so the
+moments are averaged over cells, steps, pieces and (fading) over the updates before, so the
 window finds its size, its shape, its drift with the flow and its shrinkage from the queries that are paid
 for anyway.
 """
@@ -40,9 +40,12 @@ class Credit:
         radius: The largest offset along each axis, in cells; less where a window would be wider
             than the grid and count a cell twice.
         periodic: Whether what leaves the grid comes in at the other side.
-        memory: The weight of all earlier measurements in the moments, in [0, 1).
+        memory: The most weight of all earlier measurements in the moments, in [0, 1); the first
+            ones are weighted alike.
         interval: The moments are measured at every so many updates; that costs no queries, but
             more arithmetic than their use.
+        least: Factors below this are taken for zero: measured from few directions, most of them
+            are noise.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -53,8 +56,9 @@ class Credit:
         radius: int = 4,
         *,
         periodic: bool = False,
-        memory: float = 0.9,
-        interval: int = 8,
+        memory: float = 0.98,
+        interval: int = 4,
+        least: float = 0.1,
     ) -> None:
         if radius < 0:
             raise ValueError(f"radius must be at least 0 cells, got {radius}")
@@ -62,10 +66,13 @@ class Credit:
             raise ValueError(f"memory must lie in [0, 1), got {memory}")
         if interval < 1:
             raise ValueError(f"interval must be at least 1 update, got {interval}")
+        if not 0 <= least < 1:
+            raise ValueError(f"least must lie in [0, 1), got {least}")
         self.radius = radius
         self.periodic = periodic
         self.memory = memory
         self.interval = interval
+        self.least = least
         self._updates = 0
         self._moments: dict[int, Tensor] = {}
         self._fit: tuple[float, float] | None = None
@@ -126,7 +133,7 @@ class Credit:
         """Returns the factors at a lag, ``(channels, c, 2 r + 1, 2 r + 1)``, for figures."""
         signal, total = self._moments[lag]
         factors: Tensor = signal / total.clamp_min(torch.finfo(total.dtype).tiny)
-        return factors.clamp(0, 1)
+        return torch.where(factors < self.least, 0, factors.clamp(0, 1))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the moments."""
@@ -143,8 +150,13 @@ class Credit:
         sides = [2 * radius + 1 for radius in self._radii(causes)]
         now = torch.stack(list(self._powers(causes, effects)), -1).unflatten(-1, sides)
         before = self._moments.get(lag)
-        kept = self.memory
+        kept = self._kept()
         self._moments[lag] = now if before is None else kept * before + (1 - kept) * now
+
+    def _kept(self) -> float:
+        """The weight of what was measured before: a mean of all at first, then a fading one."""
+        measurements = (self._updates - 1) // self.interval + 1
+        return min(self.memory, 1 - 1 / measurements)
 
     def _powers(self, causes: Tensor, effects: Tensor) -> Iterator[Tensor]:
         """Signal and total power of eq. (1) by offset, each ``(2, channels, c)``."""

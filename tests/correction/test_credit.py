@@ -34,10 +34,13 @@ def slow_means(
 
 @pytest.mark.parametrize("periodic", [True, False])
 @pytest.mark.parametrize("first_lag", [0, 1])
-def test_factors_and_estimate_are_those_of_a_slow_loop(periodic: bool, first_lag: int) -> None:
+@pytest.mark.parametrize("least", [0.0, 0.3])
+def test_factors_and_estimate_are_those_of_a_slow_loop(
+    periodic: bool, first_lag: int, least: float
+) -> None:
     signs = torch.randint(2, (3, 4, 2, 2, 3, 4)) * 2.0 - 1
     responses = torch.randn(3, 4, 2, 3, 3, 4) + signs.repeat(1, 1, 1, 2, 1, 1)[:, :, :, :3]
-    credit = Credit(1, periodic=periodic)
+    credit = Credit(1, periodic=periodic, least=least)
 
     estimate = credit.assign(signs, responses, first_lag=first_lag)
 
@@ -48,6 +51,7 @@ def test_factors_and_estimate_are_those_of_a_slow_loop(periodic: bool, first_lag
             bar, first, second = g.mean(1), g[:, :2].mean(1), g[:, 2:].mean(1)
             cells = (0, 1, 4, 5)
             w = ((first * second).mean(cells) / bar.square().mean(cells)).clamp(0, 1)
+            w[w < least] = 0
             torch.testing.assert_close(window[:, :, dy + 1, dx + 1], w, rtol=1e-10, atol=1e-12)
             expected[: 3 - lag] += (w[:, :, None, None] * bar).sum(3)
     torch.testing.assert_close(estimate, expected, rtol=1e-10, atol=1e-12)
@@ -132,18 +136,31 @@ def test_a_cell_is_credited_once_where_the_window_is_wider_than_the_grid(
     assert estimate[0].mean() == pytest.approx(1.0, abs=5 * math.sqrt(99 / 512 / 16))
 
 
-def test_moments_are_averaged_over_the_updates_that_measure() -> None:
-    batches = [known(torch.Generator().manual_seed(s), 4) for s in range(3)]
-    both = Credit(1, periodic=True, memory=0.75, interval=2)
+def test_the_first_measurements_count_alike_and_then_the_early_ones_fade() -> None:
+    batches = [known(torch.Generator().manual_seed(s), 4) for s in range(5)]
+    all_of_them = Credit(1, periodic=True, memory=0.6, interval=2)
     for batch in batches:
-        both.assign(*batch, first_lag=1)
+        all_of_them.assign(*batch, first_lag=1)
     alone = []
-    for batch in (batches[0], batches[2]):  # the second is not measured
+    for batch in batches[::2]:  # the others are not measured
         credit = Credit(1, periodic=True)
         credit.assign(*batch, first_lag=1)
         alone.append(credit._moments[1])
-    expected = 0.75 * alone[0] + 0.25 * alone[1]
-    torch.testing.assert_close(both._moments[1], expected, rtol=1e-12, atol=1e-14)
+    first, second, third = alone
+    expected = 0.6 * (first + second) / 2 + 0.4 * third  # a plain mean would have 2/3 and 1/3
+    torch.testing.assert_close(all_of_them._moments[1], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_share_is_the_slope_through_the_origin_over_fading_updates() -> None:
+    credit = Credit(1, memory=0.75)
+    predicted = torch.randn(3, 4)
+    other = torch.randn(3, 4)
+
+    assert credit.share(0.4 * predicted, predicted) == pytest.approx(0.4, rel=1e-12)
+    came = 0.75 * 0.4 * float(predicted.square().sum()) + 0.25 * float((other * predicted).sum())
+    slope = came / float(predicted.square().sum())
+    assert credit.share(other, predicted) == pytest.approx(slope, rel=1e-12)
+    assert Credit(1).share(other, torch.zeros(3, 4)) == 0.0  # nothing is predicted of nothing
 
 
 def test_a_restored_credit_goes_on_with_the_same_bits() -> None:
@@ -165,6 +182,7 @@ def test_a_restored_credit_goes_on_with_the_same_bits() -> None:
         ({"memory": 1.0}, r"memory must lie in \[0, 1\), got 1\.0"),
         ({"memory": float("nan")}, r"memory must lie in \[0, 1\), got nan"),
         ({"interval": 0}, "interval must be at least 1 update, got 0"),
+        ({"least": 1.0}, r"least must lie in \[0, 1\), got 1\.0"),
     ],
 )
 def test_settings_out_of_range_are_refused(arguments: dict[str, float], match: str) -> None:

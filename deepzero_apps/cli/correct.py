@@ -83,7 +83,7 @@ class CorrectSettings(CorrectionSettings):
     """Finite-difference step: in units of the weights, or (zo-field) of the field."""
 
     q: int | None = Field(None, ge=1)
-    """Directions (zo-field, even), weights moved (zo-weights) or pairs (zo-weights-rge) a step."""
+    """Directions (zo-field, from 2), weights moved (zo-weights) or pairs (zo-weights-rge) a step."""
 
     start: Anywhere | None = None
     """Start from this corrector.safetensors, with its units, instead of a new corrector."""

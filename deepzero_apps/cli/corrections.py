@@ -44,6 +44,9 @@ METHODS: tuple[MethodName, ...] = (
 _CENTRAL = 1e-2
 """What central differences take of the step for forward ones, where there is no noise."""
 
+_MOST_COLORED = 128
+"""The most queries a state-step for which a gradient by colors, exact, is worth its price."""
+
 _RADIUS = 4
 """The radius of a window of credit, in cells."""
 
@@ -159,21 +162,34 @@ def _in_fields(
     loss: LossName,
     seed: int,
 ) -> Correction:
-    """By colors where the simulator is local, by windows where it is not."""
+    """By colors where the simulator is local and they are few, by windows where it is not."""
     mu = tuning.mu or probed.mu
     if math.isfinite(probed.reach):
-        shape = loop.simulator.shape
-        coloring = Coloring(shape, int(probed.reach), periodic=problem.periodic)
-        if tuning.mu == 0 and probed.deterministic:
-            mu *= _CENTRAL
-        by_colors = Colored(coloring, mu)
-        queries = by_colors.queries(unrolled)
-        if loop.inside:  # every step's forcing has colors of its own
-            queries += 2 * coloring.colors * unrolled
-        return Correction(by_colors, unrolled, loss, queries)
+        coloring = Coloring(loop.simulator.shape, int(probed.reach), periodic=problem.periodic)
+        if 2 * coloring.colors <= _MOST_COLORED:
+            return _by_colors(loop, coloring, tuning, probed, unrolled=unrolled, loss=loss)
     credit = Credit(_RADIUS, periodic=problem.periodic)
-    by_windows = Windowed(mu / loop.corrector.scale, tuning.q, credit, seed)
-    return Correction(by_windows, unrolled, loss, by_windows.queries(unrolled), credit)
+    method = Windowed(mu / loop.corrector.scale, tuning.q, credit, seed)
+    return Correction(method, unrolled, loss, method.queries(unrolled), credit)
+
+
+def _by_colors(
+    loop: Loop,
+    coloring: Coloring,
+    tuning: Tuning,
+    probed: Probed,
+    *,
+    unrolled: int,
+    loss: LossName,
+) -> Correction:
+    mu = tuning.mu or probed.mu
+    if tuning.mu == 0 and probed.deterministic:
+        mu *= _CENTRAL
+    method = Colored(coloring, mu)
+    queries = method.queries(unrolled)
+    if loop.inside:  # every step's forcing has colors of its own
+        queries += 2 * coloring.colors * unrolled
+    return Correction(method, unrolled, loss, queries)
 
 
 def _first_order(problem: Problem, meter: Meter) -> Method:

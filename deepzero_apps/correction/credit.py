@@ -16,16 +16,22 @@ noisy as near ones. So each part is multiplied with the factor of least squared 
     w_l(o) = \frac{\operatorname{E}_k\, (\operatorname{E}\, g_l)^2}
                   {\operatorname{E}_k\, (\bar g_l)^2}                             \tag{2}
 
-where the bar is the mean over q directions. The numerator needs no truth: two halves of the directions
-have independent noise, so that the mean product of their means is an unbiased estimate of it. Both
-moments are averaged over cells, steps, pieces and (fading) over the updates before, so the
-window finds its size, its shape, its drift with the flow and its shrinkage from the queries that are paid
-for anyway.
+where the bar is the mean over q directions. The numerator needs no truth: two directions have
+independent noise, so that the mean product of their g is an unbiased estimate of it,
+
+.. math::
+    \frac1K \sum_k g^{(i)}(k; o)\, g^{(j)}(k; o) = \frac1K \sum_k
+        [\epsilon^{(i)} \epsilon^{(j)}](k)\; [\rho^{(i)} \rho^{(j)}](k + o) / \mu^2,      \tag{3}
+
+a correlation of two fields, which a Fourier transform gives for all offsets at once. All moments are
+averaged over pairs of neighboring directions, steps, pieces and (fading) over the updates before, so
+the window finds its size, its shape, its drift with the flow and its shrinkage from the queries
+that are paid for anyway.
 """
 
 __all__ = ["Credit"]
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,8 +48,6 @@ class Credit:
         periodic: Whether what leaves the grid comes in at the other side.
         memory: The most weight of all earlier measurements in the moments, in [0, 1); the first
             ones are weighted alike.
-        interval: The moments are measured at every so many updates; that costs no queries, but
-            more arithmetic than their use.
         least: Factors below this are taken for zero: measured from few directions, most of them
             are noise.
 
@@ -56,22 +60,18 @@ class Credit:
         radius: int = 4,
         *,
         periodic: bool = False,
-        memory: float = 0.98,
-        interval: int = 4,
+        memory: float = 0.99,
         least: float = 0.1,
     ) -> None:
         if radius < 0:
             raise ValueError(f"radius must be at least 0 cells, got {radius}")
         if not 0 <= memory < 1:
             raise ValueError(f"memory must lie in [0, 1), got {memory}")
-        if interval < 1:
-            raise ValueError(f"interval must be at least 1 update, got {interval}")
         if not 0 <= least < 1:
             raise ValueError(f"least must lie in [0, 1), got {least}")
         self.radius = radius
         self.periodic = periodic
         self.memory = memory
-        self.interval = interval
         self.least = least
         self._updates = 0
         self._moments: dict[int, Tensor] = {}
@@ -81,7 +81,7 @@ class Credit:
         r"""Estimates the gradient with respect to the controls, eq. (2).
 
         Args:
-            signs: Of shape ``(n, q, b, channels, rows, columns)``, q even.
+            signs: Of shape ``(n, q, b, channels, rows, columns)``, q at least 2.
             responses: What each number of the states adds to the loss's change, already divided
                 by :math:`\mu`, of shape ``(n, q, b, c, rows, columns)``.
             first_lag: The steps after which an effect can first be seen, 0 or 1.
@@ -90,18 +90,16 @@ class Credit:
             The estimate :math:`\lambda`, of shape ``(n, b, channels, rows, columns)``.
 
         Raises:
-            ValueError: If q is odd.
+            ValueError: If q is less than 2.
         """
         n, q = signs.shape[:2]
-        if q % 2:
-            raise ValueError(f"q must be even, to be halved, got {q}")
-        measuring = self._updates % self.interval == 0
+        if q < 2:
+            raise ValueError(f"q must be at least 2, to tell signal from noise, got {q}")
         self._updates += 1
         total = torch.zeros_like(signs[:, 0])
         for lag in range(first_lag, n):
             causes, effects = signs[: n - lag], responses[lag:]
-            if measuring:
-                self._measure(lag, causes, effects)
+            self._measure(lag, causes, effects)
             believed = functional.conv2d(self._padded(effects), self.window(lag))
             total[: n - lag] += (causes * believed.unflatten(0, causes.shape[:3])).mean(1)
         return total
@@ -147,34 +145,29 @@ class Credit:
         self._moments = {int(lag): moments for lag, moments in state["moments"].items()}
 
     def _measure(self, lag: int, causes: Tensor, effects: Tensor) -> None:
-        sides = [2 * radius + 1 for radius in self._radii(causes)]
-        now = torch.stack(list(self._powers(causes, effects)), -1).unflatten(-1, sides)
+        now = self._powers(causes, effects)
         before = self._moments.get(lag)
-        kept = self._kept()
+        kept = min(self.memory, 1 - 1 / self._updates)  # a mean of all at first
         self._moments[lag] = now if before is None else kept * before + (1 - kept) * now
 
-    def _kept(self) -> float:
-        """The weight of what was measured before: a mean of all at first, then a fading one."""
-        measurements = (self._updates - 1) // self.interval + 1
-        return min(self.memory, 1 - 1 / measurements)
+    def _powers(self, causes: Tensor, effects: Tensor) -> Tensor:
+        """Signal and total power by offset, ``(2, channels, c, 2 r + 1, 2 r + 1)``, eqs. (2), (3)."""
+        signal = self._correlated(*(x * x.roll(1, 1) for x in (causes, effects)))
+        single = self._correlated(causes.square(), effects.square())
+        return torch.stack((signal, signal + (single - signal) / causes.shape[1])).to(effects)
 
-    def _powers(self, causes: Tensor, effects: Tensor) -> Iterator[Tensor]:
-        """Signal and total power of eq. (1) by offset, each ``(2, channels, c)``."""
-        half, (rows, columns) = causes.shape[1] // 2, causes.shape[-2:]
-        down, across = self._radii(causes)
-        padded = self._padded(effects).unflatten(0, effects.shape[:3]).unflatten(1, (2, half))
-        halves = causes.unflatten(1, (2, half))
-        axes = (0, 1, 3, 4)
-        for dy in range(2 * down + 1):
-            for dx in range(2 * across + 1):
-                shifted = padded[..., dy : dy + rows, dx : dx + columns]
-                powers = []
-                for cause in halves.unbind(4):
-                    a, b = (cause.unsqueeze(4) * shifted).mean(2).unbind(1)
-                    powers.append(
-                        torch.stack(((a * b).mean(axes), ((a + b) / 2).square().mean(axes)))
-                    )
-                yield torch.stack(powers, 1)
+    def _correlated(self, a: Tensor, b: Tensor) -> Tensor:
+        """The mean of a(k) b(k + o) over all but channels and offsets o, float64."""
+        down, across = self._radii(a)
+        rows, columns = a.shape[-2:]
+        beyond = 0 if self.periodic else 1  # zeros around, so that nothing comes in again
+        size = (rows + beyond * down, columns + beyond * across)
+        first, second = (torch.fft.rfft2(x.double(), s=size) for x in (a, b))
+        together = torch.einsum("nqbzij,nqbcij->zcij", first.conj(), second)
+        sums = torch.fft.irfft2(together, s=size).roll((down, across), (-2, -1))
+        count = a[:, :, :, 0].numel()
+        means: Tensor = sums[..., : 2 * down + 1, : 2 * across + 1] / count
+        return means
 
     def _padded(self, effects: Tensor) -> Tensor:
         down, across = self._radii(effects)

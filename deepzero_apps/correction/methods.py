@@ -114,12 +114,12 @@ class Windowed:
 
     Args:
         mu: The size of the signs, in the units of the controls.
-        q: The number of directions, even.
+        q: The number of directions, at least 2.
         credit: The windows; learns, and is to be stored with the run.
         seed: The seed of the signs.
 
     Raises:
-        ValueError: If ``mu`` or ``q`` is not positive or ``q`` odd.
+        ValueError: If ``mu`` is not positive or ``q`` less than 2.
     """
 
     mu: float
@@ -128,9 +128,9 @@ class Windowed:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_positive(mu=self.mu, q=self.q)
-        if self.q % 2:
-            raise ValueError(f"q must be even, to be halved, got {self.q}")
+        _check_positive(mu=self.mu)
+        if self.q < 2:
+            raise ValueError(f"q must be at least 2, to tell signal from noise, got {self.q}")
 
     def __call__(
         self, loop: Loop, objective: Objective, windows: Windows, *, step: int

@@ -154,7 +154,7 @@ def test_windows_converge_to_the_exact_gradient_size_and_all(
     exact = written(ThroughTwin(stencil.twin), loop, windows, loss="every")
     # The loop is not linear, as the network feels its own pushes: mu is small. Offsets of three
     # cover what three steps of the simulator carry; the network carries little, by its spread.
-    method = Windowed(1e-4, 256, Credit(3, periodic=True, interval=1), seed=5)
+    method = Windowed(1e-4, 256, Credit(3, periodic=True), seed=5)
 
     draws = torch.stack(
         [written(method, loop, windows, loss="every", step=step) for step in range(6)]
@@ -321,8 +321,10 @@ def test_the_twin_s_steps_are_charged_too() -> None:
     ("make", "match"),
     [
         (lambda: Windowed(0.0, 2, Credit()), r"mu must be positive, got 0\.0"),
-        (lambda: Windowed(1e-3, 0, Credit()), "q must be positive, got 0"),
-        (lambda: Windowed(1e-3, 3, Credit()), "q must be even, to be halved, got 3"),
+        (
+            lambda: Windowed(1e-3, 1, Credit()),
+            "q must be at least 2, to tell signal from noise, got 1",
+        ),
         (lambda: Colored(Coloring((1, 9), 1), -1.0), r"mu must be positive, got -1\.0"),
         (
             lambda: Coordinates(math.nan, SupportSchedule((1.0,), (2,))),

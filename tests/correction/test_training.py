@@ -86,7 +86,7 @@ def trajectories() -> tuple[Stencil, Trajectories]:
 def training(kind: str, *, budget: int | None = None) -> Training:
     torch.manual_seed(2)
     coarse, data = trajectories()
-    meter, credit = Meter(budget=budget), Credit(1, periodic=True, interval=2)
+    meter, credit = Meter(budget=budget), Credit(1, periodic=True)
     methods: dict[str, Method] = {
         "windowed": Windowed(1e-3, 4, credit, seed=1),
         "twin": ThroughTwin(coarse.twin, meter.charge),

@@ -131,7 +131,12 @@ def main() -> None:
         name = f"quality-{problem}-{grid or 'default'}"
         for loss in ("every", "terminal"):
             settings = CorrectSettings(
-                problem=problem, grid=grid, inside=inside, loss=loss, data=given.data / name
+                problem=problem,
+                grid=grid,
+                inside=inside,
+                loss=loss,
+                budget=10**9,
+                data=given.data / name,
             )
             view = scene(settings, problem_of(settings), coarse=False)
             torch.set_default_dtype(torch.float64 if problem == "burgers" else torch.float32)

@@ -80,6 +80,11 @@ def course(
     """
     frames = trajectories.fields.shape[1]
     most = frames - starts
+    if most < 2:
+        raise Misuse(
+            f"--starts must leave 2 of the {frames} frames of a simulation for a rollout, "
+            f"got {starts}"
+        )
     wanted = min(_USUAL_STEPS, most) if steps is None else steps
     if not 2 <= wanted <= most:
         raise Misuse(

@@ -2,13 +2,17 @@
 
 __all__ = ["own_problem"]
 
+import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
+from numbers import Real
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from deepzero_apps.cli.settings import Misuse
@@ -53,6 +57,9 @@ def own_problem(name: str) -> Problem:
     return replace(
         made,
         name=name,
+        train=tuple(map(float, made.train)),
+        validation=tuple(map(float, made.validation)),
+        test=tuple(map(float, made.test)),
         coarse=_Own(made.coarse, f"the coarse simulator of {name}"),
         reference=made.reference and _Own(made.reference, f"the reference simulator of {name}"),
         restrict=_told(made.restrict, f"restrict of {name}"),
@@ -64,17 +71,62 @@ def own_problem(name: str) -> Problem:
 
 
 def _check_own(problem: Problem, name: str) -> None:
+    """Refuses before any trajectory is made what would only fail, or mislead, after that."""
     try:
         for simulator in filter(None, (problem.coarse, problem.reference)):
-            Metered(simulator)
-    except TypeError as error:
+            _ = Metered(simulator).reach
+        json.dumps(dict(problem.settings), allow_nan=False)
+    except (TypeError, ValueError) as error:
         raise Misuse(f"--problem {name}: {error}") from error
     if not problem.outputs:
         raise Misuse(f"--problem {name} must have an output, got none; see correctors.Free")
+    if problem.periodic and problem.coarse.shape[-1:] == (1,):
+        raise Misuse(f"--problem {name} must have at least 2 columns where periodic, got 1")
+    _check_parameters(problem, name)
+    _check_outputs(problem, name)
+
+
+def _check_parameters(problem: Problem, name: str) -> None:
+    seen: set[float] = set()
+    for part in ("train", "validation", "test"):
+        own = getattr(problem, part)
+        if not len(own) or not all(isinstance(p, Real) and 0 < float(p) < math.inf for p in own):
+            raise Misuse(
+                f"--problem {name}: {part} must be positive and finite numbers, at least one, got "
+                f"{own}; a corrector sees their logarithm"
+            )
+        if both := seen & set(own):
+            raise Misuse(
+                f"--problem {name}: {part} must not share a parameter with another part, got "
+                f"{min(both)}; what is tested is never seen in training"
+            )
+        seen |= set(own)
+
+
+def _check_outputs(problem: Problem, name: str) -> None:
+    shape = tuple(problem.coarse.shape)
+    if len(shape) not in (2, 3):
+        return  # refused elsewhere, for any problem
+    for key, output in problem.outputs.items():
+        try:
+            found = tuple(output(torch.zeros(1, output.channels, *shape[1:])).shape[1:])
+        except Exception as error:  # whatever the user's output raises
+            raise Misuse(
+                f"--problem {name}: output {key} failed: {type(error).__name__}: {error}"
+            ) from error
+        if found != shape:
+            raise Misuse(
+                f"--problem {name}: output {key} must answer corrections of shape {shape}, "
+                f"got {found}"
+            )
 
 
 class _Own:
-    """A simulator of the user's: whatever it raises or answers wrongly is told in one line."""
+    """A simulator of the user's: whatever it raises or answers wrongly is told in one line.
+
+    It gets copies and its answers are copied, so that one that works in place, or in a buffer that
+    it uses again, harms nobody.
+    """
 
     def __init__(self, simulator: Simulator, name: str) -> None:
         self._simulator, self._name, self._steps = simulator, name, 0
@@ -91,19 +143,33 @@ class _Own:
         forcing: Array | None = None,
     ) -> tuple[Array, NDArray[Any] | None]:
         """Advances b states by one time step; see `Simulator.step`."""
-        pushed = {} if forcing is None else {"forcing": forcing}
+        pushed = {} if forcing is None else {"forcing": forcing.copy()}
+        given = fields.copy(), parameters.copy(), None if native is None else native.copy()
         try:
-            after, kept = self._simulator.step(fields, parameters, native, **pushed)
-            answer = np.asarray(after)
+            after, kept = self._simulator.step(*given, **pushed)
+            answer = np.array(after), None if kept is None else np.array(kept)
         except Exception as error:  # whatever the user's simulator raises
-            raise SimulatorFailure(
-                f"{self._name} failed at step {self._steps + 1}: {type(error).__name__}: {error}",
-                step=self._steps,
-                fields=fields,
-                native=native,
-            ) from error
+            what = f"failed at step {self._steps + 1}: {type(error).__name__}: {error}"
+            raise self._failure(what, fields, native) from error
+        if wrong := _wrong(*answer, fields):
+            raise self._failure(f"{wrong} at step {self._steps + 1}", fields, native)
         self._steps += 1
-        return answer, kept
+        return answer
+
+    def _failure(self, what: str, fields: Array, native: NDArray[Any] | None) -> SimulatorFailure:
+        return SimulatorFailure(
+            f"{self._name} {what}", step=self._steps, fields=fields, native=native
+        )
+
+
+def _wrong(after: Array, kept: NDArray[Any] | None, fields: Array) -> str:
+    """What is wrong with an answer; nothing where its numbers alone may be."""
+    if after.shape != fields.shape or after.dtype != np.float64:
+        wanted = f"float64 fields of shape {fields.shape}"
+        return f"must answer {wanted}, got {after.dtype} of {after.shape}"
+    if kept is not None and kept.shape[:1] != fields.shape[:1]:
+        return f"must answer {len(fields)} native parts, got an array of shape {kept.shape}"
+    return ""
 
 
 def _told(function: Callable[_P, _R] | None, name: str) -> Callable[_P, _R] | None:

@@ -99,6 +99,7 @@ def store_coarse(problem: Problem, path: Path, reference: Trajectories) -> None:
         with TrajectoryFolder(path, settings, reference.parameters.tolist()) as place:
             missing = place.missing()
             if not missing:
+                place.load()  # whole by now, or damaged
                 return
             runs = _coarse_runs(problem, reference[missing])
             for index, fields in zip(missing, runs, strict=True):

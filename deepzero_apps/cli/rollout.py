@@ -70,7 +70,10 @@ def run(settings: RolloutSettings) -> int:
     simulator = None if trained is None else deployed(trained, settings.run or Path(), problem)
     view = scene(resolved, problem)
     trajectories = getattr(view.split, settings.split)
-    on = course(problem, trajectories, steps=settings.steps, starts=settings.starts)
+    try:
+        on = course(problem, trajectories, steps=settings.steps, starts=settings.starts)
+    except Misuse as error:
+        raise Misuse(str(error).replace("--rollout-steps", "--steps")) from error
     record = {**resolved.record(), **settings.model_dump(mode="json", include=_OWN)}
     with RunFolder.create(folder, record, resume=settings.resume) as run_folder:
         name = result.get("method", "src")

@@ -124,7 +124,8 @@ def coloured_step(
         fields: Of shape ``(b, c, *grid)``.
         parameters: Of shape ``(b,)``.
         mu: The step, in the units of the field (or of the forcing, which has its own colors).
-        native: The native parts.
+        native: The native parts; no gradient flows through them, so that what fields do to them is
+            lost.
         forcing: An acceleration field.
 
     Returns:

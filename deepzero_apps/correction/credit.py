@@ -105,7 +105,7 @@ class Credit:
         return total
 
     def share(self, changes: Tensor, predicted: Tensor) -> float:
-        """Fits how much of a prediction comes true, by least squares over all updates so far.
+        """Fits how much of a prediction comes true, by least squares over fading updates.
 
         Args:
             changes: What was measured.

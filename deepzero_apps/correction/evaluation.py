@@ -36,7 +36,7 @@ class Scores:
         spectrum_error: Mean over simulations, in decades.
         divergence: Mean magnitude over cells and the frames before a blow-up; NaN where there is
             no such frame, None where the fields have no divergence to speak of.
-        blow_ups: How many simulations have blown up.
+        blow_ups: How many rollouts have blown up.
     """
 
     times: Array

@@ -74,7 +74,7 @@ def summarize(
 
     Returns:
         The row. ``mae`` and ``relative_l2`` are means over frames, ``blow_ups`` a mean number of
-        simulations; spreads of a single seed are None.
+        rollouts; spreads of a single seed are None.
 
     Raises:
         ValueError: If there is no score.

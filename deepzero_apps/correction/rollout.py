@@ -2,6 +2,7 @@
 
 __all__ = ["Corrected", "Started", "rollout", "started_at"]
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from deepzero_apps.correction.correctors import Corrector
-from deepzero_apps.correction.simulator import Array, Simulator
+from deepzero_apps.correction.simulator import Array, Simulator, SimulatorFailure
 from deepzero_apps.correction.trajectories import Trajectories
 
 
@@ -142,7 +143,8 @@ def rollout(
         native: Of shape ``(b, ...)``, or None.
         steps: How many steps to make.
         limit: A state with a number larger than this many times the largest of all starts, or one
-            that is not finite, has blown up; the rest of its rollout is NaN.
+            that is not finite, or that the simulator fails on after the first step, has blown up;
+            the rest of its rollout is NaN.
         progress: Told the number of steps done and to do, after each step.
 
     Returns:
@@ -150,6 +152,10 @@ def rollout(
 
     Raises:
         ValueError: If ``steps`` is not positive.
+        SimulatorFailure: If the simulator fails on the starts, which are good states.
+
+    Warns:
+        UserWarning: If it fails on a later state.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
@@ -159,11 +165,48 @@ def rollout(
     for t in range(steps):
         if len(alive):
             with np.errstate(over="ignore", invalid="ignore"):
-                fields, native = simulator.step(fields, parameters, native)
-                good = (np.abs(fields.reshape(len(fields), -1)) <= most).all(1)
+                fields, native, kept = _stepped(
+                    simulator, fields, parameters, native, first=t == 0
+                )
+                parameters, alive = parameters[kept], alive[kept]
+                good = (np.abs(fields) <= most).all(tuple(range(1, fields.ndim)))
             fields, parameters, alive = fields[good], parameters[good], alive[good]
             native = None if native is None else native[good]
             states[alive, t] = fields
         if progress is not None:
             progress(t + 1, steps)
     return states
+
+
+def _stepped(
+    simulator: Simulator,
+    fields: Array,
+    parameters: Array,
+    native: NDArray[Any] | None,
+    *,
+    first: bool,
+) -> tuple[Array, NDArray[Any] | None, NDArray[np.bool_]]:
+    """Steps the states that the simulator does not fail on, and says which these are."""
+    try:
+        after, native = simulator.step(fields, parameters, native)
+    except (SimulatorFailure, FloatingPointError) as error:
+        if first:
+            raise
+        b = len(fields)
+        if b == 1:
+            warnings.warn(f"counted as a blow-up: {error}", stacklevel=2)
+            return fields[:0], None, np.zeros(1, dtype=np.bool_)
+        halves = [
+            _stepped(
+                simulator,
+                fields[half],
+                parameters[half],
+                None if native is None else native[half],
+                first=False,
+            )
+            for half in (slice(b // 2), slice(b // 2, b))
+        ]
+        natives = [own for _, own, _ in halves if own is not None]
+        after, kept = (np.concatenate([half[i] for half in halves]) for i in (0, 2))
+        return after, np.concatenate(natives) if natives else None, kept
+    return after, native, np.ones(len(after), dtype=np.bool_)

@@ -35,6 +35,7 @@ _INDEX = "trajectories.json"
 _LOCK = "lock"
 _TEMPORARY = re.compile(r"(trajectories\.json|simulation_\d+\.npz)\.tmp")
 _SHOWN = 5
+_NO_ARRAYS = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile)
 
 
 class TrajectoryError(Exception):
@@ -282,17 +283,22 @@ def _read(path: Path, digest: str, settings: Mapping[str, Any]) -> Trajectories:
             f"{path} is damaged: its checksum is not the one in {_INDEX}; remove it and make it "
             "again with the command that made it"
         )
-    arrays = _unpacked(data)
-    return Trajectories(
-        arrays["fields"], arrays["parameters"], arrays.get("native"), meta=dict(settings)
-    )
+    try:
+        arrays = _unpacked(data)
+        return Trajectories(
+            arrays["fields"], arrays["parameters"], arrays.get("native"), meta=dict(settings)
+        )
+    except _NO_ARRAYS as error:
+        raise TrajectoryError(
+            f"{path} must hold a simulation, got {error!r}; restore it"
+        ) from error
 
 
 def _refuse_stranger(path: Path, data: bytes, settings: Mapping[str, Any]) -> None:
     """Says so where a file is whole and of other settings, put here by mistake."""
     try:
         found = json.loads(str(_unpacked(data)["settings"]))
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+    except _NO_ARRAYS:
         return
     _refuse_others(found, settings, path)
 

@@ -94,14 +94,10 @@ class Trace:
     Attributes:
         features: What the network saw at each step, ``(n, b, c + 1, rows, columns)``.
         states: The corrected states, float64 ``(n, b, c, *grid)``.
-        before: What each step started from, in order: fields ``(n, b, c, *grid)``.
-        natives: The native part that each step started from.
     """
 
     features: Tensor
     states: Tensor
-    before: Tensor
-    natives: list[Native]
 
 
 @dataclass(frozen=True)
@@ -179,10 +175,8 @@ class Loop:
         """
         network = networks if networks is not None else self.corrector.network
         fields, native = windows.fields, windows.native
-        seen, states, before, natives = [], [], [], []
+        seen, states = [], []
         for t in range(windows.steps):
-            before.append(fields)
-            natives.append(native)
 
             def controls(state: Tensor, t: int = t) -> Tensor:
                 seen.append(self.corrector.features(state, windows.parameters))
@@ -191,7 +185,7 @@ class Loop:
 
             fields, native = self._step(fields, native, windows, controls)
             states.append(fields)
-        return Trace(torch.stack(seen), torch.stack(states), torch.stack(before), natives)
+        return Trace(torch.stack(seen), torch.stack(states))
 
     def _step(
         self,

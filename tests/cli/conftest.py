@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor
 from safetensors.torch import save_file
 
 from deepzero_apps.cli.black_boxes import black_box
@@ -107,6 +108,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
 
     yield write
     sys.modules.pop(name, None)
+    get_reusable_executor().shutdown(wait=True)  # its processes know the module, and this folder
 
 
 @pytest.fixture

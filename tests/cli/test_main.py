@@ -237,3 +237,8 @@ def test_colors_are_off_where_they_are_not_wanted(
     monkeypatch.setenv("NO_COLOR", "1")
     assert main(["certify", "--sigma", "0"]) == 2
     assert "\x1b" not in "".join(capsys.readouterr())
+
+
+def test_what_was_asked_for_is_never_drawn_as_an_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rollout", "--problem", ":x"]) == 2
+    assert "got :x: ValueError" in capsys.readouterr().err

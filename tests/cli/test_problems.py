@@ -111,6 +111,16 @@ def test_one_of_your_own_may_be_a_function_or_a_problem(own_module: Callable[[st
         (DECAY.replace("reach = math.inf", ""), "simulator must have reach, got Decay"),
         (DECAY + "from dataclasses import replace\nold = problem\n"
          "def problem(): return replace(old(), outputs={})", "must have an output, got none"),
+        (DECAY.replace("validation=(1.5,)", "validation=(-1.5,)"), "validation must be positive"),
+        (DECAY.replace("test=(1.25, 2.5)", "test=(0.0, 2.5)"), "test must be positive .* got .0"),
+        (DECAY.replace("train=(1.0, 2.0, 3.0)", "train=('a',)"), "train must be positive"),
+        (DECAY.replace("validation=(1.5,)", "validation=()"), "validation must be .* at least one"),
+        (DECAY.replace("test=(1.25, 2.5)", "test=(1.25, 2.0)"), "test must not share .* got 2.0"),
+        (DECAY.replace("ones(1, 6, 8)", "ones(1, 6, 7)"), "output free failed: RuntimeError"),
+        (DECAY.replace("ones(1, 6, 8)", "ones(2, 6, 8)"), r"output free must .* got \(2, 6, 8\)"),
+        (DECAY.replace("reach = math.inf", "reach = 1.5"), "reach must be a whole number"),
+        (DECAY.replace('{"rate": 0.1}', '{"rate": np.ones(2)}'), "not JSON serializable"),
+        (DECAY.replace("(1, 6, 8)", "(1, 6, 1)"), "at least 2 columns where periodic, got 1"),
     ],
 )  # fmt: skip
 def test_a_module_that_is_no_problem_is_refused(
@@ -135,6 +145,8 @@ def test_grids_are_the_module_s_own(own_module: Callable[[str], str]) -> None:
         ("return fields", "failed at step 1: ValueError: not enough values"),
         ("return fields[:, :, :2], None", r"must answer .*fields of shape \(1, 1, 6, 8\)"),
         ("return fields / 0 * fields.sum() * 0, None", "must answer finite fields"),
+        ("return fields.astype('f4'), None", "must answer float64 fields .* got float32"),
+        ("return fields, np.ones((2, 5))", r"must answer 1 native parts, got .*\(2, 5\)"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
@@ -148,6 +160,27 @@ def test_what_a_simulator_does_wrong_is_told_with_its_step(
     with pytest.raises(SimulatorFailure, match=words) as caught:
         simulator.step(fields, np.ones(1))
     assert np.array_equal(caught.value.fields, fields)
+
+
+def test_a_simulator_that_works_in_place_changes_neither_its_input_nor_its_earlier_answers(
+    own_module: Callable[[str], str],
+) -> None:
+    lines = (
+        "        self.kept = getattr(self, 'kept', fields)\n"
+        "        self.kept[:] = fields + 1\n"
+        "        parameters *= 2\n"
+        "        return self.kept, self.kept[:, 0, 0]\n"
+    )
+    module = own_module(DECAY.replace("        mean =", f"{lines}        mean ="))
+    simulator = problem_for(f"{module}:problem", grid=None, reference=None).coarse
+    fields, parameters = np.ones((2, 1, 6, 8)), np.ones(2)
+
+    once, native = simulator.step(fields, parameters)
+    twice, _ = simulator.step(once, parameters, native)
+
+    assert (fields.max(), parameters.max()) == (1, 1)
+    assert native is not None
+    assert (once.max(), twice.min(), native.max()) == (2, 3, 2)
 
 
 def test_what_a_function_does_wrong_is_told_with_its_name(

@@ -1,12 +1,14 @@
 """Long runs against powers known in closed form, and what a state that blows up leaves alone."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from deepzero_apps.correction.rollout import Corrected, rollout, started_at
-from deepzero_apps.correction.simulator import Array
+from deepzero_apps.correction.simulator import Array, Metered, SimulatorFailure
 from deepzero_apps.correction.trajectories import Trajectories
 from tests.simulators import Doubling, Stencil, corrector_for
 
@@ -52,6 +54,45 @@ def test_infinity_ends_a_state_alone_with_its_native_part_and_parameter() -> Non
     alone = rollout(stencil, fields[kept], p[kept], native[kept], steps=5)
     assert np.array_equal(states[kept], alone)
     assert np.isfinite(alone).all()
+
+
+class Refusing(Stencil):
+    """Doubles its states and their native parts; raises where a number is above 6."""
+
+    def step(
+        self,
+        fields: Array,
+        parameters: Array,  # noqa: ARG002
+        native: NDArray[Any] | None = None,
+        *,
+        forcing: Array | None = None,
+    ) -> tuple[Array, NDArray[Any] | None]:
+        assert forcing is None
+        if fields.max() > 6:
+            raise FloatingPointError(f"too large: {fields.max()}")
+        return 2 * fields, None if native is None else 2 * native
+
+
+@pytest.mark.parametrize("native", [None, np.array([[1.0], [2.0], [3.0]])])
+def test_a_state_that_the_simulator_fails_on_is_given_up_alone(
+    native: NDArray[Any] | None,
+) -> None:
+    fields = starts(0.1, 2.0, 0.2)
+    with pytest.warns(UserWarning, match=r"counted as a blow-up: too large: 8\.0") as told:
+        states = rollout(Refusing((1, 2, 3), {(0, 0): 2.0}), fields, ONE, native, steps=5)
+    assert len(told) == 1
+    assert states[1, :, 0, 0, 0].tolist()[:2] == [4, 8]
+    assert np.isnan(states[1, 2:]).all()
+    for row in (0, 2):
+        assert np.array_equal(states[row, -1], 32 * fields[row])
+
+
+def test_a_simulator_that_fails_on_the_starts_is_told_and_not_counted() -> None:
+    refusing = Refusing((1, 2, 3), {(0, 0): 2.0})
+    with pytest.raises(FloatingPointError, match="too large"):
+        rollout(refusing, starts(1, 9), ONE[:2], steps=2)
+    with pytest.raises(SimulatorFailure, match="finite"):
+        rollout(Metered(Doubling(bad=1)), starts(1, 2), ONE[:2], steps=2)
 
 
 def test_when_every_state_is_given_up_the_simulator_is_left_in_peace() -> None:

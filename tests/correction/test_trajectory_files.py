@@ -1,12 +1,16 @@
 """Folders of trajectories: what was saved comes back to the bit, all else is refused by name."""
 
+import hashlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +29,12 @@ def simulation(index: int) -> Trajectories:
         np.array(PARAMETERS[index : index + 1]),
         values.normal(size=(1, 5, 7)),
     )
+
+
+def archive(**arrays: Any) -> bytes:  # noqa: ANN401
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **arrays)
+    return stream.getvalue()
 
 
 def made(path: Path, indices: tuple[int, ...] = (0, 1, 2)) -> Path:
@@ -98,6 +108,31 @@ def test_a_flipped_bit_is_found_and_the_file_can_be_made_again(tmp_path: Path) -
         assert folder.missing() == [1]
         folder.save(1, simulation(1))
         assert np.array_equal(folder.load().fields[1], simulation(1).fields[0])
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (lambda _: b"no archive", "simulation_0001.npz must hold a simulation, got ValueError"),
+        (lambda arrays: archive(fields=arrays["fields"]), "got KeyError"),
+        (
+            lambda arrays: archive(**{**arrays, "fields": arrays["fields"] * np.nan}),
+            r"got ValueError.*fields must be finite",
+        ),
+    ],
+    ids=["garbage", "incomplete", "not finite"],
+)
+def test_a_file_that_holds_no_simulation_is_named_though_its_checksum_is_right(
+    tmp_path: Path, data: Callable[[dict[str, Any]], bytes], words: str
+) -> None:
+    path = made(tmp_path) / "simulation_0001.npz"
+    with np.load(path, allow_pickle=False) as file:
+        path.write_bytes(data(dict(file)))
+    index = json.loads((tmp_path / "trajectories.json").read_text())
+    index["files"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "trajectories.json").write_text(json.dumps(index))
+    with pytest.raises(TrajectoryError, match=words):
+        load(tmp_path)
 
 
 def test_a_file_of_another_problem_is_told_apart_from_a_damaged_one(tmp_path: Path) -> None:

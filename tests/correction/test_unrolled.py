@@ -31,8 +31,6 @@ def test_a_piece_is_a_loop_of_simulator_and_corrector(inside: bool, pushed: bool
 
     s, native = windows.fields, torch.from_numpy(windows.native)
     for t in range(3):
-        torch.testing.assert_close(trace.before[t], s, **CLOSE)
-        assert trace.natives[t].tolist() == native.tolist()
         if not inside:
             s, native = stencil.twin(s, windows.parameters, native)
         seen = corrector.features(s, windows.parameters)

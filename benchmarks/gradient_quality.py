@@ -123,11 +123,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--minibatches", type=int, default=20)
     parser.add_argument("--data", type=Path, default=Path("runs/trajectories"))
+    parser.add_argument("--only", choices=["wake", "burgers"])
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
     table = Table("problem", "grid", "placement", "loss", "estimator", "queries", "simulator steps",
                   "cosine", "relative error")  # fmt: skip
     for problem, grid, inside, estimators in PROBLEMS:
+        if given.only not in (None, problem):
+            continue
         name = f"quality-{problem}-{grid or 'default'}"
         for loss in ("every", "terminal"):
             settings = CorrectSettings(

@@ -41,8 +41,9 @@ METHODS: tuple[MethodName, ...] = (
 )
 
 
-_CENTRAL = 1e-2
-"""What central differences take of the step for forward ones, where there is no noise."""
+_CENTRAL = 1e-4
+"""What central differences by colors take of the step for forward ones, where there is no noise: a
+local simulator is explicit, hence exact to rounding, and kinks (upwinding) cost in proportion."""
 
 _MOST_COLORED = 128
 """The most queries a state-step for which a gradient by colors, exact, is worth its price."""

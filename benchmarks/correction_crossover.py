@@ -128,8 +128,10 @@ def report(rows: list[dict[str, Any]], document: Path | None, picture: Path | No
         for method in METHODS:
             own = [r for r in rows if (r["corrector"], r["method"]) == (corrector, method)]
             errors = np.array([[r["mae"] for r in own if r["budget"] == b] for b in BUDGETS]).T
-            spread = errors.std(0, ddof=1) if len(errors) > 1 else np.full(len(BUDGETS), np.nan)
-            cells = [f"{a:.4f} ± {s:.4f}" for a, s in zip(errors.mean(0), spread, strict=True)]
+            cells = [f"{mean:.4f}" for mean in errors.mean(0)]
+            if len(errors) > 1:
+                spread = errors.std(0, ddof=1)
+                cells = [f"{cell} ± {s:.4f}" for cell, s in zip(cells, spread, strict=True)]
             weights = f"{own[0]['weights']:,}"
             table.add_row(corrector, weights, method, f"{own[0]['lr']:g}", *cells)
             panels.setdefault(f"{weights} weights", {})[method] = (np.array(BUDGETS), errors)

@@ -242,6 +242,9 @@ def plot_crossover(
         for name, (steps, errors) in curves.items():
             _draw(axes, np.asarray(steps), errors, name, look=looks[name], marker="o")
         _dress(axes, title=corrector, xlabel="simulator steps", ylabel="", xscale="log")
+        budgets = np.unique(np.concatenate([steps for steps, _ in curves.values()]))
+        axes.set_xticks(budgets, [f"{budget:,.0f}" for budget in budgets])
+        axes.set_xticks([], minor=True)
     places[0].set_ylabel(error)
     handles = {h.get_label(): h for axes in places for h in axes.get_lines()}
     figure.legend(

@@ -194,3 +194,29 @@ def test_what_a_function_does_wrong_is_told_with_its_name(
     assert problem.restrict is not None
     with pytest.raises(ValueError, match=r"restrict of .*:problem failed: IndexError"):
         problem.restrict(np.ones((1, 1, 6, 8)))
+
+
+def test_smoke_is_restricted_with_its_density(recwarn: pytest.WarningsRecorder) -> None:
+    problem = problem_for("phiflow-smoke", grid=(8, 8), reference=(16, 16))
+    assert problem.start is not None
+    assert problem.restrict is not None
+    assert problem.restrict_native is not None
+    assert problem.divergence is not None
+    fields, native = problem.start(np.array([0.1]), 0)
+    assert native is not None
+    rng = np.random.default_rng(0)
+    psi = np.zeros((1, 16, 16))
+    psi[:, :-1, :-1] = rng.normal(size=(1, 15, 15))  # zero on all four walls of the box
+    fields = np.stack((np.diff(psi, axis=1, prepend=0), -np.diff(psi, axis=2, prepend=0)), 1)
+
+    velocity, density = problem.restrict(fields), problem.restrict_native(native)
+
+    assert velocity.shape == (1, *problem.coarse.shape)
+    # Fluxes through coarse faces are sums of fine ones, so no coarse cell gains or loses anything.
+    np.testing.assert_allclose(problem.divergence(velocity), 0, atol=1e-14)
+    assert density.shape == (1, 8, 8)
+    np.testing.assert_allclose(density.mean(), native.mean(), rtol=1e-14)
+    after, smoke = problem.coarse.step(velocity, np.array([0.1]), density)
+    assert np.isfinite(after).all()
+    assert smoke is not None
+    assert len(recwarn) == 0

@@ -123,7 +123,7 @@ def _comparison(settings: DemoSettings, folder: Path) -> CompareCorrectionSettin
     return CompareCorrectionSettings(
         seed=settings.seed,
         threads=settings.threads,
-        methods=("src", "nog", "zo-field"),
+        methods=("src", "zo-field"),
         seeds=1,
         loss="terminal",
         inside=True,

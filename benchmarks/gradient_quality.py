@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 from deepzero_apps.cli.correct import CorrectSettings, plan
-from deepzero_apps.cli.corrected import Scene, Units, measured, problem_of, scene
+from deepzero_apps.cli.corrected import Scene, Units, problem_of, scene
 from deepzero_apps.correction.methods import Method
 from deepzero_apps.correction.training import Recipe, correction_training, pieces
 from deepzero_apps.correction.unrolled import Loop, Objective, Windows, loss_weights
@@ -146,7 +146,7 @@ def main() -> None:
             found = rows_of(
                 settings,
                 view,
-                measured(view),
+                view.units,
                 estimators=estimators,
                 minibatches=given.minibatches,
             )

@@ -9,7 +9,7 @@ bottom wall is not stored. A corner belongs to the cell to the left below it.
 A cell is solid if its center lies in the disc; a face is open if it touches no solid cell and no wall.
 """
 
-__all__ = ["DIAMETER", "Channel", "check_array"]
+__all__ = ["DIAMETER", "Channel", "check_array", "face_means", "outflow"]
 
 import math
 
@@ -82,10 +82,7 @@ class Channel:
             ValueError: If the fields have a wrong shape or type or are not finite.
         """
         check_array(fields, "fields", self.shape)
-        dy, dx = self.spacing
-        across: Array = np.diff(fields[:, 0], axis=2, prepend=self.inflow) / dx
-        across += np.diff(fields[:, 1], axis=1, prepend=0) / dy
-        return across
+        return outflow(fields, self.spacing, inflow=self.inflow)
 
     def vorticity(self, fields: Array) -> Array:
         """Computes the rotation at the corners.
@@ -151,10 +148,41 @@ class Channel:
             raise ValueError(f"factor must be an integer of at least 1, got {factor!r}")
         _, rows, columns = self.shape
         check_array(fields, "fields", (2, factor * rows, factor * columns))
-        blocks = fields.reshape(-1, 2, rows, factor, columns, factor)
-        u = blocks[:, 0, ..., -1].mean(axis=2)
-        v = blocks[:, 1, :, -1].mean(axis=3)
-        return np.stack((u, v), axis=1)
+        return face_means(fields, factor)
+
+
+def face_means(fields: Array, factor: int) -> Array:
+    """Takes velocities on right and top faces to a grid ``factor`` times coarser; keeps fluxes.
+
+    Args:
+        fields: Velocities, of shape (b, 2, factor * rows, factor * columns).
+        factor: How many fine cells a coarse one is wide and high.
+
+    Returns:
+        The means over the fine faces that lie on each coarse face, (b, 2, rows, columns).
+    """
+    rows, columns = (side // factor for side in fields.shape[2:])
+    blocks = fields.reshape(-1, 2, rows, factor, columns, factor)
+    u = blocks[:, 0, ..., -1].mean(axis=2)
+    v = blocks[:, 1, :, -1].mean(axis=3)
+    return np.stack((u, v), axis=1)
+
+
+def outflow(fields: Array, spacing: tuple[float, float], *, inflow: float = 0.0) -> Array:
+    """Computes the divergence of velocities on right and top faces.
+
+    Args:
+        fields: Velocities, of shape (b, 2, rows, columns).
+        spacing: Height and width of a cell.
+        inflow: The velocity through the left end; nothing comes through the bottom.
+
+    Returns:
+        Net outflow over area, of shape (b, rows, columns).
+    """
+    dy, dx = spacing
+    across: Array = np.diff(fields[:, 0], axis=2, prepend=inflow) / dx
+    across += np.diff(fields[:, 1], axis=1, prepend=0) / dy
+    return across
 
 
 def check_array(array: object, name: str, shape: tuple[int, ...]) -> None:

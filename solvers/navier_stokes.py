@@ -49,6 +49,7 @@ from solvers.channel import DIAMETER, Channel, check_array
 from solvers.pressure import Poisson, outer_faces
 from solvers.semi_lagrangian import Advection, Workspace
 from solvers.staggered import Array, Layout
+from solvers.states import positive
 
 Rows = NDArray[np.intp]
 
@@ -102,14 +103,13 @@ class Wake(Channel):
         inflow: float = 1.0,
     ) -> None:
         super().__init__(rows, columns, disc=disc, inflow=inflow)
-        if not (dt > 0 and math.isfinite(dt)):
-            raise ValueError(f"dt must be positive and finite, got {dt}")
+        dt = positive("dt", dt)
         if advection not in ("linear", "maccormack"):
             raise ValueError(f"advection must be 'linear' or 'maccormack', got {advection!r}")
 
         self.reach: float | None = math.inf
         self.accepts_forcing = True
-        self.dt, self.advection = float(dt), advection
+        self.dt, self.advection = dt, advection
         dy, dx = self.spacing
         self.poisson = Poisson((dy / dx, 1.0), self.solid)
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from solvers.channel import face_means, outflow
 from solvers.phiflow_fields import (
     AnyArray,
     Array,
@@ -144,6 +145,35 @@ class PhiFlowSmoke:
             forcing=forcing,
             native_shape=self.shape[1:],
         )
+
+    def restrict(self, fields: Array, factor: int) -> Array:
+        """Takes velocities of a box ``factor`` times finer to this one and keeps every flux.
+
+        Args:
+            fields: Velocities, of shape ``(b, 2, factor * rows, factor * columns)``.
+            factor: How many fine cells a coarse one is wide and high.
+
+        Returns:
+            Velocities of shape ``(b, 2, rows, columns)``.
+        """
+        return face_means(fields, factor)
+
+    def restrict_native(self, native: Array, factor: int) -> Array:
+        """Takes smoke densities of a box ``factor`` times finer to this one, ``(b, rows, columns)``."""
+        _, rows, columns = self.shape
+        means: Array = native.reshape(-1, rows, factor, columns, factor).mean((2, 4))
+        return means
+
+    def divergence(self, fields: Array) -> Array:
+        """Computes the net outflow of each cell over its area, of shape ``(b, rows, columns)``."""
+        return outflow(fields, self.spacing)
+
+    def vorticity(self, fields: Array) -> Array:
+        """Computes dv/dx - du/dy at the top right corners, of shape ``(b, rows, columns)``."""
+        dy, dx = self.spacing
+        u, v = fields[:, 0], fields[:, 1]
+        turning: Array = np.diff(v, axis=2, append=0) / dx - np.diff(u, axis=1, append=0) / dy
+        return turning
 
     def advance(
         self, fields: AnyArray, parameters: AnyArray, native: AnyArray, forcing: AnyArray

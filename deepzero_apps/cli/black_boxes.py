@@ -6,9 +6,7 @@ command meets the same one (its fingerprint proves it).
 
 __all__ = ["BlackBox", "black_box"]
 
-import sys
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deepzero_apps.cli.imported import importing, named
 from deepzero_apps.cli.settings import Misuse
 from deepzero_apps.smoothing.blackbox import (
     CallableClassifier,
@@ -141,17 +140,8 @@ def _trained(network: nn.Module, train: Images, seed: int, *, epochs: int = 30) 
 
 
 def _own(name: str, classes: int, device: str) -> BlackBox:
-    module_name, _, attribute = name.partition(":")
-    sys.path.insert(0, "")
-    try:
-        found: object = getattr(import_module(module_name), attribute)
-    except Exception as error:  # whatever the user's module raises while it is run
-        raise Misuse(
-            f"--classifier must name an importable module:object, got {name}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    finally:
-        sys.path.remove("")
+    with importing("--classifier", "module:object", name):
+        found = named(name)
     if isinstance(found, nn.Module):
         found = found.to(device).eval().requires_grad_(False)
         return BlackBox(TorchClassifier(found, classes=classes), found)

@@ -32,8 +32,6 @@ from deepzero_apps.cli.correct import (
 from deepzero_apps.cli.corrected import (
     CorrectionSettings,
     Scene,
-    Units,
-    measured,
     problem_of,
     scene,
 )
@@ -50,7 +48,7 @@ from deepzero_apps.cli.evaluated import (
     show,
     title_of,
 )
-from deepzero_apps.cli.progress import watched
+from deepzero_apps.cli.progress import lines, watched
 from deepzero_apps.cli.settings import Misuse
 from deepzero_apps.correction.evaluation import Scores
 from deepzero_apps.correction.metrics import penalized
@@ -122,19 +120,19 @@ def run(settings: CompareCorrectionSettings) -> int:
     console = Console(soft_wrap=True)
     problem, methods, left_out = possible(settings)
     view = scene(settings, problem)
-    units = measured(view)
-    for note in filter(None, (left_out, noise_note(problem, units.probed))):
+    for note in filter(None, (left_out, noise_note(problem, view.units.probed))):
         console.print(note, markup=False, highlight=False)
     on = _course(settings, view)
-    updates = {m: _updates(settings, view, units, m) for m in _trained(methods)}
+    updates = {m: _updates(settings, view, m) for m in _trained(methods)}
     shared = settings.model_copy(update={"data": view.folder})
     with RunFolder.create(folder, settings.record(), resume=settings.resume) as run_folder:
         cells = _cells(shared, folder, updates)
+        coarse, scores = judged(problem.coarse, on)
         if "src" in methods:
-            cells.append(_bare(problem, on))
+            cells.append(_Cell("src", 0, scores, _spectrum(coarse, on), 0, 0.0))
         ordered = {m: [c for c in cells if c.method == m] for m in methods}
         rows = [_row(own) for own in ordered.values()]
-        _draw(shared, folder, on, ordered)
+        _draw(shared, folder, on, ordered, coarse=coarse)
         run_folder.finish({"rows": rows})
     show(rows, f"{title_of(on, 'test')}, loss {settings.loss}, n = {settings.unrolled}")
     for line in (*_failures(cells), _closed(rows, "src"), _closed(rows, "non")):
@@ -185,10 +183,8 @@ def _trained(methods: Sequence[MethodName]) -> list[MethodName]:
     return [m for m in methods if m != "src"]
 
 
-def _updates(
-    settings: CompareCorrectionSettings, view: Scene, units: Units, method: MethodName
-) -> int:
-    return plan(_settings(settings, method, settings.seed), view.problem, units).updates
+def _updates(settings: CompareCorrectionSettings, view: Scene, method: MethodName) -> int:
+    return plan(_settings(settings, method, settings.seed), view.problem, view.units).updates
 
 
 def _settings(
@@ -220,16 +216,11 @@ def _cells(
     todo = [(method, seed) for method in methods for seed in seeds]
     files = [folder / m / str(seed) / "metrics.jsonl" for m, seed in todo]
     total = len(seeds) * sum(updates.values())
-    with watched(lambda: sum(map(_lines, files)), f"{len(todo)} trainings", total=total):
+    with watched(lambda: lines(files), f"{len(todo)} trainings", total=total):
         work = joblib.Parallel(n_jobs=settings.jobs, batch_size=1)(
             joblib.delayed(_cell)(settings, method, seed, folder) for method, seed in todo
         )
     return list(work)
-
-
-def _lines(file: Path) -> int:
-    """Counts the training steps that are on disk: one line each."""
-    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def _cell(
@@ -253,11 +244,6 @@ def _cell(
     return _Cell(method, seed, scores, _spectrum(states, on), spent, seconds)
 
 
-def _bare(problem: Problem, on: Course) -> _Cell:
-    states, scores = judged(problem.coarse, on)
-    return _Cell("src", 0, scores, _spectrum(states, on), 0, 0.0)
-
-
 def _spectrum(states: Array, on: Course) -> Array:
     """The mean spectrum of all rollouts, ``(bins,)``, blow-ups as in the table."""
     settled = penalized(states, on.started.references)
@@ -279,12 +265,13 @@ def _draw(
     folder: Path,
     on: Course,
     cells: Mapping[MethodName, Sequence[_Cell]],
+    *,
+    coarse: Array,
 ) -> None:
     spectra = {"reference": _spectrum(on.started.references, on)[None]}
     spectra |= {m: np.stack([c.spectrum for c in own]) for m, own in cells.items()}
     longest = max(on.problem.coarse.shape[1:])
     plot_spectra(spectra, folder / "spectra.png", title=on.problem.name, cells=longest)
-    coarse, _ = judged(on.problem.coarse, on)
     states = {"coarse": coarse}
     shown = _shown(cells)
     if shown is not None:

@@ -32,7 +32,7 @@ from deepzero_apps.cli.certify import (
 from deepzero_apps.cli.defences import METHODS, MethodName
 from deepzero_apps.cli.defend import DefendSettings, defend, planned_steps
 from deepzero_apps.cli.driving import folder_for, write_json
-from deepzero_apps.cli.progress import watched
+from deepzero_apps.cli.progress import lines, watched
 from deepzero_apps.cli.scenes import DefenceSettings, Scene, scene
 from deepzero_apps.cli.settings import Misuse
 from deepzero_apps.runs import RunFolder
@@ -141,7 +141,7 @@ def _lines(folder: Path, methods: Sequence[MethodName]) -> int:
     """Counts the training steps and certificates that are on disk: one line each."""
     files = [folder / m / "metrics.jsonl" for m in methods]
     files += [folder / m / "certificates" / "certificates.jsonl" for m in methods]
-    return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
+    return lines(files)
 
 
 def _stored_classifier(view: Scene, folder: Path) -> Path | None:

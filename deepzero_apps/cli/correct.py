@@ -30,7 +30,6 @@ from deepzero_apps.cli.corrected import (
     Scene,
     Units,
     corrector_for,
-    measured,
     problem_of,
     scene,
 )
@@ -38,7 +37,7 @@ from deepzero_apps.cli.corrections import TUNED, Correction, MethodName, Tuning,
 from deepzero_apps.cli.driving import drive, folder_for, write_json
 from deepzero_apps.cli.evaluated import course, draw, judged, row, show, title_of
 from deepzero_apps.cli.scenes import Anywhere
-from deepzero_apps.cli.settings import Misuse
+from deepzero_apps.cli.settings import Misuse, overridden
 from deepzero_apps.correction.correctors import Corrector
 from deepzero_apps.correction.probing import Probed
 from deepzero_apps.correction.problem import Problem
@@ -103,13 +102,7 @@ class CorrectSettings(CorrectionSettings):
 
     def tuning(self) -> Tuning:
         """Returns the method's tuned settings with the flags that override them."""
-        tuned = TUNED[self.method]
-        return Tuning(
-            lr=self.lr or tuned.lr,
-            q=self.q or tuned.q,
-            mu=self.mu or tuned.mu,
-            updates=self.updates or tuned.updates,
-        )
+        return overridden(TUNED[self.method], self)
 
 
 @dataclass(frozen=True)
@@ -187,7 +180,7 @@ def correct(
             ``reach``, ``mu``, and the scores on validation simulations as ``validation``, one row
             for the bare simulator and one for the corrected.
     """
-    units = measured(view)
+    units = view.units
     ready = plan(settings, view.problem, units)
     on = course(
         view.problem, view.split.validation, steps=settings.rollout_steps, starts=settings.starts
@@ -267,7 +260,7 @@ def run(settings: CorrectSettings) -> int:
     refuse_early(settings, problem)
     view = scene(settings, problem)
     console = Console(soft_wrap=True)
-    if note := noise_note(problem, measured(view).probed):
+    if note := noise_note(problem, view.units.probed):
         console.print(note, markup=False, highlight=False)
     result = correct(settings, folder, view)
     on = course(

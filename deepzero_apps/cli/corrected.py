@@ -6,7 +6,6 @@ __all__ = [
     "Scene",
     "Units",
     "corrector_for",
-    "measured",
     "problem_of",
     "scene",
 ]
@@ -14,6 +13,7 @@ __all__ = [
 import re
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -135,6 +135,15 @@ class Scene:
     split: Split
     folder: Path
 
+    @cached_property
+    def units(self) -> "Units":
+        """The scales of the problem, measured once; charged to no budget.
+
+        Raises:
+            ValueError: If nothing moves, or the coarse simulator makes no error.
+        """
+        return _measured(self.problem, self.split.train)
+
 
 @dataclass(frozen=True)
 class Units:
@@ -203,13 +212,7 @@ def scene(settings: ProblemSettings, problem: Problem, *, coarse: bool = True) -
     return Scene(problem, split, folder)
 
 
-def measured(view: Scene) -> Units:
-    """Measures the scales of a problem; charged to no budget.
-
-    Raises:
-        ValueError: If nothing moves, or the coarse simulator makes no error.
-    """
-    problem, train = view.problem, view.split.train
+def _measured(problem: Problem, train: Trajectories) -> Units:
     unit = float((train.fields - train.fields.mean(1, keepdims=True)).std())
     if not unit > 0:
         raise ValueError(

@@ -187,10 +187,7 @@ def _by_colors(
     if tuning.mu == 0 and probed.deterministic:
         mu *= _CENTRAL
     method = Colored(coloring, mu)
-    queries = method.queries(unrolled)
-    if loop.inside:  # every step's forcing has colors of its own
-        queries += 2 * coloring.colors * unrolled
-    return Correction(method, unrolled, loss, queries)
+    return Correction(method, unrolled, loss, method.queries(unrolled, inside=loop.inside))
 
 
 def _first_order(problem: Problem, meter: Meter) -> Method:

@@ -35,7 +35,7 @@ from deepzero_apps.cli.defences import (
 )
 from deepzero_apps.cli.driving import drive, folder_for, write_json
 from deepzero_apps.cli.scenes import Anywhere, DefenceSettings, Scene, scene
-from deepzero_apps.cli.settings import Misuse
+from deepzero_apps.cli.settings import Misuse, overridden
 from deepzero_apps.runs import RunFolder, load_file, save_file
 from deepzero_apps.runs.files import replace
 from deepzero_apps.smoothing.blackbox import Defended
@@ -101,14 +101,7 @@ class DefendSettings(DefenceSettings):
 
     def tuning(self) -> Tuning:
         """Returns the method's tuned settings with the flags that override them."""
-        tuned = TUNED[self.method]
-        return Tuning(
-            lr=self.lr or tuned.lr,
-            q=self.q or tuned.q,
-            mu=self.mu or tuned.mu,
-            steps=self.steps or tuned.steps,
-            batch=self.batch or tuned.batch,
-        )
+        return overridden(TUNED[self.method], self)
 
 
 def denoiser(settings: DefenceSettings, shape: tuple[int, int, int], *, code: bool) -> nn.Module:

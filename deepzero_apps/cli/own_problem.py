@@ -4,10 +4,8 @@ __all__ = ["own_problem"]
 
 import json
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from numbers import Real
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deepzero_apps.cli.imported import importing, named
 from deepzero_apps.cli.settings import Misuse
 from deepzero_apps.correction.problem import Problem
 from deepzero_apps.correction.simulator import Array, Metered, Simulator, SimulatorFailure
@@ -36,18 +35,9 @@ def own_problem(name: str) -> Problem:
     Raises:
         Misuse: If there is no such problem, or it lacks something.
     """
-    module, _, attribute = name.partition(":")
-    sys.path.insert(0, "")
-    try:
-        found: object = getattr(import_module(module), attribute)
+    with importing("--problem", "module:function", name):
+        found = named(name)
         made = found if isinstance(found, Problem) or not callable(found) else found()
-    except Exception as error:  # whatever the user's module raises while it is run
-        raise Misuse(
-            f"--problem must name an importable module:function, got {name}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    finally:
-        sys.path.remove("")
     if not isinstance(made, Problem):
         raise Misuse(
             f"--problem {name} must give a deepzero_apps.correction.Problem, "

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deepzero_apps.cli.own_problem import own_problem
 from deepzero_apps.cli.settings import Misuse
 from deepzero_apps.correction.burgers_twin import BurgersTwin
-from deepzero_apps.correction.correctors import Free, Output, Streamfunction
+from deepzero_apps.correction.correctors import Free, Streamfunction
 from deepzero_apps.correction.problem import Problem, Start
 from deepzero_apps.correction.simulator import Array
 from deepzero_apps.correction.wake_twin import WakeTwin
@@ -62,9 +62,9 @@ def problem_for(name: str, *, grid: Grid | None, reference: Grid | None) -> Prob
         raise Misuse(
             f"--problem must be one of {', '.join(BUILT_IN)} or module:function, got {name}"
         )
-    build, coarse, fine = BUILT_IN[name]
-    coarse = grid or coarse
-    fine = reference or _scaled(coarse, _factor(BUILT_IN[name][1], fine))
+    build, *usual = BUILT_IN[name]
+    coarse = grid or usual[0]
+    fine = reference or _scaled(coarse, _factor(*usual))
     try:
         return build(coarse, _factor(coarse, fine))
     except (ValueError, TypeError) as error:
@@ -139,82 +139,57 @@ def _burgers(grid: Grid, factor: int, *, dimensions: int) -> Problem:
     return Problem(
         name="burgers" if dimensions == 2 else "burgers-1d",
         coarse=coarse,
-        dt=coarse.dt,
-        outputs=_free(coarse.shape),
-        train=_VISCOSITIES,
-        validation=_VISCOSITIES_VALIDATION,
-        test=_VISCOSITIES_TEST,
-        periodic=True,
-        settings={"cells": cells, "factor": factor, "dt": coarse.dt},
         reference=fine,
         warm_up=50,
         frames=200,
-        restrict=lambda fields: fine.restrict(fields, factor),
         start=_each(lambda parameters, seed: fine.initial(parameters, seed=seed)),
         twin=BurgersTwin(cells, dimensions=dimensions),
-        observe=lambda fields: fields[:, 0],
-        quantity="velocity",
         cfl=coarse.cfl,
+        **_in_periodic_box(coarse, factor),
     )
 
 
 def _phiflow_burgers(grid: Grid, factor: int) -> Problem:
     from solvers.phiflow_burgers import PhiFlowBurgers
 
-    cells = _square(grid, 2)
-    coarse, fine = PhiFlowBurgers(cells), PhiFlowBurgers(cells * factor)
-    blocks = Burgers(cells * factor)
+    same = Burgers(_square(grid, 2))
+    coarse, fine = (PhiFlowBurgers(same.cells * k, dt=same.dt) for k in (1, factor))
     return Problem(
         name="phiflow-burgers",
         coarse=coarse,
-        dt=coarse.dt,
-        outputs=_free(coarse.shape),
-        train=_VISCOSITIES,
-        validation=_VISCOSITIES_VALIDATION,
-        test=_VISCOSITIES_TEST,
-        periodic=True,
-        settings={"cells": cells, "factor": factor, "dt": coarse.dt},
         reference=fine,
         frames=60,
-        restrict=lambda fields: blocks.restrict(fields, factor),
         start=_each(lambda parameters, seed: (fine.initial(parameters, seed=seed), None)),
         twin=_phiflow_twin(coarse),
-        observe=lambda fields: fields[:, 0],
-        quantity="velocity",
+        **_in_periodic_box(same, factor),
     )
+
+
+def _in_periodic_box(coarse: Burgers, factor: int) -> dict[str, Any]:
+    """What our Burgers flow and PhiFlow's share: cells, viscosities, what is looked at."""
+    fine = Burgers(coarse.cells * factor, dimensions=coarse.dimensions)
+    return {
+        "dt": coarse.dt,
+        "outputs": {"free": Free(torch.ones(coarse.shape))},
+        "train": _VISCOSITIES,
+        "validation": _VISCOSITIES_VALIDATION,
+        "test": _VISCOSITIES_TEST,
+        "periodic": True,
+        "settings": {"cells": coarse.cells, "factor": factor, "dt": coarse.dt},
+        "restrict": lambda fields: fine.restrict(fields, factor),
+        "observe": lambda fields: fields[:, 0],
+        "quantity": "velocity",
+    }
 
 
 def _phiflow_smoke(grid: Grid, factor: int) -> Problem:
     from solvers.phiflow_smoke import PhiFlowSmoke
 
     coarse, fine = PhiFlowSmoke(*grid), PhiFlowSmoke(*_scaled(grid, factor))
-    dy, dx = coarse.spacing
     inner = np.ones(grid, dtype=np.bool_)
     inner[-1] = inner[:, -1] = False  # ceiling and right wall
     movable = np.ones(coarse.shape)
     movable[0, :, -1] = movable[1, -1] = 0
-
-    def faces(fields: Array) -> Array:
-        """Means of the fine velocities that lie on a coarse face, which conserve fluxes."""
-        b, _, rows, columns = fields.shape
-        cut = fields.reshape(b, 2, rows // factor, factor, columns // factor, factor)
-        return np.stack((cut[:, 0, ..., -1].mean(2), cut[:, 1, :, -1].mean(-1)), 1)
-
-    def densities(native: NDArray[Any]) -> NDArray[Any]:
-        b, rows, columns = native.shape
-        cut = native.reshape(b, rows // factor, factor, columns // factor, factor)
-        means: NDArray[Any] = cut.mean((2, 4))
-        return means
-
-    def vorticity(fields: Array) -> Array:
-        u, v = fields[:, 0], fields[:, 1]
-        turning: Array = np.diff(v, axis=2, append=0) / dx - np.diff(u, axis=1, append=0) / dy
-        return turning
-
-    def divergence(fields: Array) -> Array:
-        u, v = fields[:, 0], fields[:, 1]
-        growing: Array = np.diff(u, axis=2, prepend=0) / dx + np.diff(v, axis=1, prepend=0) / dy
-        return growing
 
     return Problem(
         name="phiflow-smoke",
@@ -222,7 +197,7 @@ def _phiflow_smoke(grid: Grid, factor: int) -> Problem:
         dt=coarse.dt,
         outputs={
             "streamfunction": Streamfunction(
-                (dy, dx), torch.from_numpy(inner), torch.zeros(grid, dtype=torch.bool)
+                coarse.spacing, torch.from_numpy(inner), torch.zeros(grid, dtype=torch.bool)
             ),
             "free": Free(torch.from_numpy(movable)),
         },
@@ -234,13 +209,13 @@ def _phiflow_smoke(grid: Grid, factor: int) -> Problem:
         reference=fine,
         warm_up=5,
         frames=40,
-        restrict=faces,
-        restrict_native=densities,
+        restrict=lambda fields: coarse.restrict(fields, factor),
+        restrict_native=lambda native: coarse.restrict_native(native, factor),
         start=_each(lambda parameters, seed: fine.initial(parameters, seed=seed)),
         twin=_phiflow_twin(coarse),
-        observe=vorticity,
+        observe=coarse.vorticity,
         quantity="vorticity",
-        divergence=divergence,
+        divergence=coarse.divergence,
     )
 
 
@@ -249,10 +224,6 @@ def _phiflow_twin(simulator: Any) -> Any:  # noqa: ANN401 - PhiFlow has no types
     from deepzero_apps.correction.phiflow_twin import PhiFlowTwin
 
     return PhiFlowTwin(simulator)
-
-
-def _free(shape: tuple[int, ...]) -> dict[str, Output]:
-    return {"free": Free(torch.ones(shape))}
 
 
 def _each(draw: Start) -> Start:

@@ -4,16 +4,22 @@ The model's fields are the flags, their docstrings the help. ``--config FILE`` n
 file of fields (a run's own ``config.json`` is one); flags override it.
 """
 
-__all__ = ["CommonSettings", "Misuse", "read_config"]
+__all__ = ["CommonSettings", "Misuse", "overridden", "read_config"]
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Tuned = TypeVar("Tuned", bound="DataclassInstance")
 
 
 class Misuse(Exception):
@@ -67,6 +73,12 @@ class CommonSettings(BaseModel):
     def record(self) -> dict[str, Any]:
         """Returns the fields that define the result, for a run's folder."""
         return self.model_dump(mode="json", exclude={"json_file", "config", "out", "resume"})
+
+
+def overridden(tuned: Tuned, flags: BaseModel) -> Tuned:
+    """Returns tuned settings with the flags of the same names, where given, in their place."""
+    given = {field.name: getattr(flags, field.name) for field in fields(tuned)}
+    return replace(tuned, **{name: value for name, value in given.items() if value is not None})
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from deepzero_apps.correction.simulator import Simulator
+from deepzero_apps.correction.unrolled import advance
 
 
 @dataclass(frozen=True)
@@ -148,15 +149,13 @@ class _Call:
     native_after: list[NDArray[Any] | None]
 
     def step(self, fields: Tensor, forcing: Tensor | None, copies: int = 1) -> Tensor:
-        parameters = self.parameters.detach().cpu().repeat(copies).numpy()
-        native = self.native
+        parameters, native = self.parameters.repeat(copies), self.native
         if native is not None and copies > 1:
             native = np.concatenate([native] * copies)
-        pushed = {} if forcing is None else {"forcing": forcing.cpu().numpy()}
-        after, native = self.simulator.step(fields.cpu().numpy(), parameters, native, **pushed)
+        after, native = advance(self.simulator, fields, parameters, native, forcing=forcing)
         if copies == 1:
             self.native_after.append(native)
-        return torch.from_numpy(after).to(fields.device)
+        return after
 
     def transposed(
         self, cotangent: Tensor, fields: Tensor, forcing: Tensor | None, *, of_forcing: bool

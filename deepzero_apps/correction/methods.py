@@ -244,12 +244,14 @@ class Colored:
         step_by_colors = partial(coloured_step, loop.simulator, self.coloring)
         return _through(advance, loop, objective, windows, native=windows.native)
 
-    def queries(self, steps: int) -> int:
-        """Returns the state-steps that a window of so many steps costs, with corrections after.
+    def queries(self, steps: int, *, inside: bool = False) -> int:
+        """Returns the state-steps that a window of so many steps costs.
 
-        The first state of a window is data, so its step needs no gradient.
+        The first state of a window is data, so its step needs no gradient; inside of a step
+        every forcing has colors of its own.
         """
-        return steps + 2 * self.coloring.colors * (steps - 1)
+        moved = 2 * steps - 1 if inside else steps - 1
+        return steps + 2 * self.coloring.colors * moved
 
 
 def direct(loop: Loop, cotangents: Tensor) -> Tensor:
@@ -302,16 +304,15 @@ def _through(
     native: Any,  # noqa: ANN401
 ) -> Observation:
     """Backpropagation through a whole piece, the simulator's step being ``advance``."""
-    corrector = loop.corrector
+
+    def correction(fields: Tensor) -> Tensor:
+        answer: Tensor = loop.corrector(fields, windows.parameters)
+        return answer
+
     with torch.enable_grad():
         fields, states = windows.fields, []
         for _ in range(windows.steps):
-            if loop.inside:
-                forcing = corrector(fields, windows.parameters) / loop.dt
-                fields, native = advance(fields, native, forcing)
-            else:
-                fields, native = advance(fields, native, None)
-                fields = fields + corrector(fields, windows.parameters)
+            fields, native = loop.step(fields, native, advance=advance, correction=correction)
             states.append(fields)
         stacked = torch.stack(states)
         objective.losses(stacked, windows).mean().backward()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from deepzero_apps.correction.correctors import Corrector
 from deepzero_apps.correction.simulator import Array, Simulator, SimulatorFailure
 from deepzero_apps.correction.trajectories import Trajectories
+from deepzero_apps.correction.unrolled import Loop
 
 
 class Corrected:
@@ -35,15 +36,7 @@ class Corrected:
     def __init__(
         self, simulator: Simulator, corrector: Corrector, *, inside: bool = False, dt: float = 1.0
     ) -> None:
-        if inside and not simulator.accepts_forcing:
-            raise ValueError(
-                "inside must be False for a simulator that takes no forcing, got True; "
-                "correct after the step instead"
-            )
-        self._simulator = simulator
-        self._corrector = corrector
-        self._inside = inside
-        self._dt = dt
+        self._loop = Loop(simulator, corrector, inside=inside, dt=dt)
         self.shape = tuple(simulator.shape)
         self.reach: float | None = None
         self.accepts_forcing = simulator.accepts_forcing
@@ -57,19 +50,25 @@ class Corrected:
         forcing: Array | None = None,
     ) -> tuple[Array, NDArray[Any] | None]:
         """Advances b states by one corrected time step; see `Simulator.step`."""
-        if self._inside:
-            own = self._correction(fields, parameters) / self._dt
-            both = own if forcing is None else own + forcing
-            return self._simulator.step(fields, parameters, native, forcing=both)
-        pushed = {} if forcing is None else {"forcing": forcing}
-        after, native = self._simulator.step(fields, parameters, native, **pushed)
-        return after + self._correction(after, parameters), native
+
+        def advance(
+            state: Array, kept: NDArray[Any] | None, own: Array | None
+        ) -> tuple[Array, NDArray[Any] | None]:
+            given = [push for push in (own, forcing) if push is not None]
+            pushed = {"forcing": sum(given[1:], start=given[0])} if given else {}
+            return self._loop.simulator.step(state, parameters, kept, **pushed)
+
+        def correction(state: Array) -> Array:
+            return self._correction(state, parameters)
+
+        return self._loop.step(fields, native, advance=advance, correction=correction)
 
     @torch.no_grad()
     def _correction(self, fields: Array, parameters: Array) -> Array:
-        device = next(self._corrector.parameters()).device
+        corrector = self._loop.corrector
+        device = next(corrector.parameters()).device
         seen = torch.from_numpy(fields).to(device), torch.from_numpy(parameters).to(device)
-        corrections: Array = self._corrector(*seen).cpu().numpy()
+        corrections: Array = corrector(*seen).cpu().numpy()
         return corrections
 
 

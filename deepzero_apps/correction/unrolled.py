@@ -30,7 +30,8 @@ __all__ = [
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from torch import Tensor
 
 from deepzero_apps.correction.correctors import Corrector
 from deepzero_apps.correction.simulator import Array, Simulator
+from deepzero_apps.zeroth_order.stacked import Copies
 
 LossName = Literal["every", "every-k", "terminal"]
 
@@ -47,6 +49,7 @@ Push = Callable[[int], Tensor]
 
 Native = NDArray[Any] | None
 Networks = Callable[[Tensor], Tensor]
+Fields = TypeVar("Fields", Tensor, Array)
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,36 @@ class Loop:
         self.inside = inside
         self.dt = dt
 
+    @cached_property
+    def copies(self) -> Copies:
+        """Displaced copies of the network, side by side; its graph is traced once."""
+        return Copies(self.corrector.network)
+
+    def step(
+        self,
+        fields: Fields,
+        native: Any,  # noqa: ANN401 - an array, or a twin's tensor
+        *,
+        advance: Callable[[Fields, Any, Fields | None], tuple[Fields, Any]],
+        correction: Callable[[Fields], Fields],
+    ) -> tuple[Fields, Any]:
+        """Makes one corrected step, in whichever of the two ways.
+
+        Args:
+            fields: The states, tensors or arrays ``(b, c, *grid)``.
+            native: Their native parts, or None.
+            advance: The simulator's step: fields, native parts and a forcing (or None) to new
+                fields and native parts.
+            correction: Fields to their corrections.
+
+        Returns:
+            The corrected states and their native parts.
+        """
+        if self.inside:
+            return advance(fields, native, correction(fields) / self.dt)
+        fields, native = advance(fields, native, None)
+        return fields + correction(fields), native
+
     @torch.no_grad()
     def run(
         self, windows: Windows, *, push: Push | None = None, networks: Networks | None = None
@@ -176,32 +209,21 @@ class Loop:
         network = networks if networks is not None else self.corrector.network
         fields, native = windows.fields, windows.native
         seen, states = [], []
+
+        def advanced(state: Tensor, kept: Native, forcing: Tensor | None) -> tuple[Tensor, Native]:
+            return advance(self.simulator, state, windows.parameters, kept, forcing=forcing)
+
         for t in range(windows.steps):
 
-            def controls(state: Tensor, t: int = t) -> Tensor:
+            def correction(state: Tensor, t: int = t) -> Tensor:
                 seen.append(self.corrector.features(state, windows.parameters))
-                answer: Tensor = network(seen[-1]).double()
-                return answer if push is None else answer + push(t)
+                controls: Tensor = network(seen[-1]).double()
+                pushed = controls if push is None else controls + push(t)
+                return self.corrector.correction(pushed, windows.grid)
 
-            fields, native = self._step(fields, native, windows, controls)
+            fields, native = self.step(fields, native, advance=advanced, correction=correction)
             states.append(fields)
         return Trace(torch.stack(seen), torch.stack(states))
-
-    def _step(
-        self,
-        fields: Tensor,
-        native: Native,
-        windows: Windows,
-        controls: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, Native]:
-        grid = windows.grid
-        if self.inside:
-            correction = self.corrector.correction(controls(fields), grid)
-            return advance(
-                self.simulator, fields, windows.parameters, native, forcing=correction / self.dt
-            )
-        fields, native = advance(self.simulator, fields, windows.parameters, native)
-        return fields + self.corrector.correction(controls(fields), grid), native
 
 
 def advance(

@@ -22,7 +22,6 @@ from deepzero_apps.zeroth_order.estimators import coordinate, randomized
 from deepzero_apps.zeroth_order.gradients import write_gradient
 from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.sparsity import SupportSchedule
-from deepzero_apps.zeroth_order.stacked import Copies
 from deepzero_apps.zeroth_order.state import Weights
 from deepzero_apps.zeroth_order.training import Observation
 
@@ -99,7 +98,6 @@ def weight_losses(
         Points ``(k, d)`` to losses ``(k,)``, float64; the k corrected simulations run side by
         side.
     """
-    copies = Copies(loop.corrector.network)
 
     @torch.no_grad()
     def losses(points: Tensor) -> Tensor:
@@ -107,7 +105,7 @@ def weight_losses(
 
         def networks(features: Tensor) -> Tensor:
             side_by_side = features.unflatten(0, (k, b)).transpose(0, 1).flatten(1, 2)
-            return copies(side_by_side, points).flatten(0, 1)
+            return loop.copies(side_by_side, points).flatten(0, 1)
 
         many = windows.repeated(k)
         trace = loop.run(many, networks=networks)

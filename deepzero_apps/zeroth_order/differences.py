@@ -36,7 +36,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,20 @@ Head = Callable[[Tensor], Tensor]
 
 It may be a black box and is never differentiated. It must be deterministic, and must treat all
 networks and samples alike: how many networks come in one call is the engine's choice."""
+
+
+@runtime_checkable
+class DifferenceHead(Protocol):
+    """A head that can tell how losses differ from how outputs differ, without cancellation."""
+
+    def __call__(self, outputs: Tensor, /) -> Tensor:
+        """Maps outputs ``(k, b, ...)`` to losses ``(k, b)``, as any head."""
+        ...
+
+    def differences(self, base: Tensor, deltas: Tensor, /) -> Tensor:
+        """Maps base outputs ``(b, ...)`` and differences ``(k, b, ...)`` to those of losses."""
+        ...
+
 
 Walk = Callable[[int, Sequence[int], float], Iterator[Tensor]]
 """A parameter's number, offsets in it and a step to the outputs ``(k, b, ...)`` of the networks
@@ -137,8 +151,9 @@ class Evaluation:
         queries: The number of networks whose outputs the head has seen so far.
     """
 
-    def __init__(self, first: Pass, head: Head, walk: Walk) -> None:
+    def __init__(self, first: Pass, head: Head, walk: Walk, *, relative: bool = False) -> None:
         self.queries = 0
+        self._relative = relative
         self._pass = first
         self._head = head
         self._walk = walk
@@ -205,11 +220,14 @@ class Evaluation:
     def _chunks(
         self, index: int, offsets: list[int], mu: float, central: bool
     ) -> Iterator[Tensor]:
-        moved = map(self._losses, self._walk(index, offsets, mu))
+        exact = self._relative and isinstance(self._head, DifferenceHead)
+        evaluate = self._exact_differences if exact else self._moved_losses
+        moved = map(evaluate, self._walk(index, offsets, mu))
         if central:
-            others: Iterator[Tensor] = map(self._losses, self._walk(index, offsets, -mu))
+            others: Iterator[Tensor] = map(evaluate, self._walk(index, offsets, -mu))
         else:
-            others = repeat(self._reference())
+            reference = self._reference()
+            others = repeat(torch.zeros_like(reference) if exact else reference)
         for losses, other in zip(moved, others, strict=False):
             yield (losses - other).mean(1)
 
@@ -223,8 +241,17 @@ class Evaluation:
             self._base_losses = self._losses(self._pass.output[None])[0]
         return self._base_losses
 
+    def _exact_differences(self, deltas: Tensor) -> Tensor:
+        assert isinstance(self._head, DifferenceHead)
+        return self._checked(self._head.differences(self._pass.output, deltas), deltas)
+
+    def _moved_losses(self, outputs: Tensor) -> Tensor:
+        return self._losses(self._pass.output + outputs if self._relative else outputs)
+
     def _losses(self, outputs: Tensor) -> Tensor:
-        losses = self._head(outputs)
+        return self._checked(self._head(outputs), outputs)
+
+    def _checked(self, losses: object, outputs: Tensor) -> Tensor:
         if not isinstance(losses, Tensor):
             raise TypeError(f"head must return a tensor, got {type(losses).__name__}")
         if losses.shape != outputs.shape[:2]:

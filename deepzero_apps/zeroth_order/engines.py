@@ -6,20 +6,26 @@ moves of a parameter are evaluated as one batch, two of them are compared with t
 evaluated one by one, once for each parameter, shape and mode.
 """
 
-__all__ = ["BatchedSuffix", "Fastest", "PrefixReuse", "SlowEngineWarning"]
+__all__ = ["DifferencePropagation", "Fastest", "PrefixReuse", "SlowEngineWarning"]
 
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from deepzero_apps.zeroth_order.base_pass import BasePass
 from deepzero_apps.zeroth_order.differences import Evaluation, Head, Pass, sequential
 from deepzero_apps.zeroth_order.graph import Suffix, Traced, Untraceable, trace
-from deepzero_apps.zeroth_order.replay import Replay
+from deepzero_apps.zeroth_order.propagation import Propagation
+from deepzero_apps.zeroth_order.threads import in_order
 
-_BATCH_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+_BUDGETS = {"cpu": 2**22, "cuda": 2**29}
+"""Bytes of the largest difference of a chunk, by kind of device."""
+
+_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 
 
 class SlowEngineWarning(UserWarning):
@@ -39,37 +45,44 @@ class PrefixReuse:
     def prepare(self, network: nn.Module, inputs: Tensor, head: Head) -> Evaluation:
         """Runs the network once, as it is; see `Engine`."""
         first = Pass(network, inputs)
-        traced, replay = self._graphs.replay(first)
+        base = self._graphs.base(first)
 
         def walk(index: int, offsets: Sequence[int], mu: float) -> Iterator[Tensor]:
-            suffix = traced.suffix(first.weights.names[index])
+            suffix = base.traced.suffix(first.weights.names[index])
             for offset in offsets:
-                yield _one(first, replay, suffix, index=index, offset=offset, mu=mu)
+                yield _one(first, base, suffix, index=index, offset=offset, mu=mu)
 
         return Evaluation(first, head, walk)
 
 
-class BatchedSuffix:
-    """Runs the operations that depend on the moved weight for many moves as one batch.
+class DifferencePropagation:
+    """Carries the differences that a moved weight causes to the output, many moves at once.
 
-    Where a parameter cannot be batched (it is used twice, or samples are mixed), its moves run
-    one by one, after a `SlowEngineWarning` if it had to be tried. Its ``prepare`` raises
-    `Untraceable` where torch.fx finds no faithful graph.
+    See `deepzero_apps.zeroth_order.propagation`. Where a parameter cannot be done so (it is used
+    twice, or samples have no row of their own), its moves run one by one, after a
+    `SlowEngineWarning` if it had to be tried. Its ``prepare`` raises `Untraceable` where torch.fx
+    finds no faithful graph. Chunks of moves run in as many threads as torch is set to use.
 
     Args:
-        budget: The size in bytes that no activation of a batch should exceed, at least one
-            network's. It decides how many moves make a batch, whatever else happens, so that
-            results depend on shapes alone. The default is the fastest on a CPU, where a batch
-            must stay near the cache; a GPU wants more.
+        budget: The size in bytes that no difference of a chunk should exceed, at least one
+            network's. It decides how many moves make a chunk, whatever else happens, so that
+            results depend on shapes alone. By default 4 MiB on a CPU, where a chunk must stay
+            near the cache, and 512 MiB on a GPU, which needs work for all its cores.
+        precision: The type in which differences pass through dense convolutions and linear
+            layers, such as ``torch.bfloat16``; that of the network by default.
 
     Raises:
         ValueError: If ``budget`` is not positive.
+        TypeError: If ``precision`` is no type of floating point.
     """
 
-    def __init__(self, budget: int = 2**22) -> None:
-        if not budget > 0:
+    def __init__(self, budget: int | None = None, *, precision: torch.dtype | None = None) -> None:
+        if budget is not None and not budget > 0:
             raise ValueError(f"budget must be a positive number of bytes, got {budget}")
+        if precision is not None and not getattr(precision, "is_floating_point", False):
+            raise TypeError(f"precision must be a torch type of floating point, got {precision}")
         self._budget = budget
+        self._precision = precision
         self._graphs = _Graphs()
 
     @torch.no_grad()
@@ -78,35 +91,50 @@ class BatchedSuffix:
         return self._evaluation(Pass(network, inputs), head)
 
     def _evaluation(self, first: Pass, head: Head) -> Evaluation:
-        traced, replay = self._graphs.replay(first)
+        base = self._graphs.base(first)
+        propagation = Propagation(base, precision=self._precision)
 
         def walk(index: int, offsets: Sequence[int], mu: float) -> Iterator[Tensor]:
-            suffix = traced.suffix(first.weights.names[index])
-            size = 1
-            if _may_batch(first, traced, replay, index):
-                size = max(1, self._budget // replay.largest(suffix))
-            for chunk in (offsets[i : i + size] for i in range(0, len(offsets), size)):
-                if size == 1:
-                    yield _one(first, replay, suffix, index=index, offset=chunk[0], mu=mu)
-                else:
-                    yield replay.rerun_moved(
-                        suffix, first.weights, index=index, offsets=chunk, mu=mu
-                    )
+            suffix = base.traced.suffix(first.weights.names[index])
+            move = partial(propagation.run, suffix, first.weights, index=index, mu=mu)
+            size = self._size(first, propagation, index)
+            if size:
+                chunks = [offsets[i : i + size] for i in range(0, len(offsets), size)]
+                workers = 1 if propagation.alone(suffix) else None
+                for output, _ in in_order(
+                    lambda part: move(offsets=part), chunks, workers=workers
+                ):
+                    yield output
+                return
+            for offset in offsets:
+                yield _one(first, base, suffix, index=index, offset=offset, mu=mu) - base.output
 
-        return Evaluation(first, head, walk)
+        return Evaluation(first, head, walk, relative=True)
+
+    def _size(self, first: Pass, propagation: Propagation, index: int) -> int:
+        """How many moves of a parameter make a chunk; none where they run one by one."""
+        base = propagation.base
+        name, inputs = first.weights.names[index], first.inputs
+        key = (name, inputs.shape, inputs.dtype, inputs.device, self._precision)
+        if key not in base.traced.verdicts:
+            base.traced.verdicts[key] = _checked_bytes(first, propagation, index, self._precision)
+        found = base.traced.verdicts[key]
+        budget = self._budget or _BUDGETS.get(inputs.device.type, _BUDGETS["cuda"])
+        return max(1, budget // found) if found else 0
 
 
-class Fastest(BatchedSuffix):
-    """`BatchedSuffix` for networks that torch.fx can trace, `Sequential` for the others.
+class Fastest(DifferencePropagation):
+    """`DifferencePropagation` for networks that torch.fx can trace, `Sequential` for the others.
 
     The second case is announced by one `SlowEngineWarning` a network.
 
     Args:
-        budget: As for `BatchedSuffix`.
+        budget: As for `DifferencePropagation`.
+        precision: Likewise.
     """
 
-    def __init__(self, budget: int = 2**22) -> None:
-        super().__init__(budget)
+    def __init__(self, budget: int | None = None, *, precision: torch.dtype | None = None) -> None:
+        super().__init__(budget, precision=precision)
         self._warned: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
     @torch.no_grad()
@@ -133,27 +161,27 @@ class _Graphs:
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[nn.Module, dict[object, Traced]] = WeakKeyDictionary()
 
-    def replay(self, first: Pass) -> tuple[Traced, Replay]:
+    def base(self, first: Pass) -> BasePass:
         known = self._known.setdefault(first.network, {})
         mode = _mode(first.network)
         with first.unnoticed():
             if mode in known:
-                replay = _replay(first, known[mode])
-                if _agree(replay.output, first.output):
-                    return known[mode], replay
+                base = _base(first, known[mode])
+                if _agree(base.output, first.output):
+                    return base
             first.before.restore()
             known[mode] = trace(first.network)
-            replay = _replay(first, known[mode])
-        if not _agree(replay.output, first.output):
+            base = _base(first, known[mode])
+        if not _agree(base.output, first.output):
             raise Untraceable("the traced graph does not give the network's own output")
-        return known[mode], replay
+        return base
 
 
-def _replay(first: Pass, traced: Traced) -> Replay:
+def _base(first: Pass, traced: Traced) -> BasePass:
     first.before.restore()
     try:
-        return Replay(traced, first.network, first.inputs, moves=first.moves)
-    except _BATCH_FAILURES as error:
+        return BasePass(traced, first.network, first.inputs, moves=first.moves)
+    except _FAILURES as error:
         raise Untraceable(f"the traced graph does not run: {_first_line(error)}") from error
 
 
@@ -163,49 +191,51 @@ def _mode(network: nn.Module) -> tuple[object, ...]:
 
 
 def _one(
-    first: Pass, replay: Replay, suffix: Suffix, *, index: int, offset: int, mu: float
+    first: Pass, base: BasePass, suffix: Suffix, *, index: int, offset: int, mu: float
 ) -> Tensor:
     with first.weights.moved(index, offset, mu):
-        return replay.rerun(suffix)[None].clone()
+        return base.rerun(suffix)[None].clone()
 
 
-def _may_batch(first: Pass, traced: Traced, replay: Replay, index: int) -> bool:
-    name = first.weights.names[index]
-    inputs = first.inputs
-    key = (name, inputs.shape, inputs.dtype, inputs.device)
-    if key not in traced.verdicts:
-        suffix = traced.suffix(name)
-        traced.verdicts[key] = replay.batchable(suffix) and _batches(first, replay, suffix, index)
-    return traced.verdicts[key]
+def _checked_bytes(
+    first: Pass, propagation: Propagation, index: int, precision: torch.dtype | None
+) -> int:
+    """Compares two moves with whole re-runs, by steps too large to miss.
 
-
-def _batches(first: Pass, replay: Replay, suffix: Suffix, index: int) -> bool:
-    """Compares two moves at once with the same two one by one, by steps too large to miss."""
+    Returns:
+        The bytes of the largest difference of one network, or 0 if they do not agree.
+    """
+    base, name = propagation.base, first.weights.names[index]
+    suffix = base.traced.suffix(name)
+    if len(suffix.sites) != 1:
+        return 0
     offsets, mu = (0, first.weights.sizes[index] - 1), 1.0
-    single = [_one(first, replay, suffix, index=index, offset=o, mu=mu) for o in offsets]
-    reason = "samples or networks are mixed"
+    single = torch.cat([_one(first, base, suffix, index=index, offset=o, mu=mu) for o in offsets])
+    reason = "its differences do not add up to whole passes"
     try:
-        both = replay.rerun_moved(suffix, first.weights, index=index, offsets=offsets, mu=mu)
-        if _agree(both, torch.cat(single)):
-            return True
-    except _BATCH_FAILURES as error:
+        moved, largest = propagation.run(
+            suffix, first.weights, index=index, offsets=offsets, mu=mu
+        )
+        if _agree(base.output + moved, single, precision):
+            return max(1, largest)
+    except _FAILURES as error:
         reason = _first_line(error)
     warnings.warn(
-        f"moves of {first.weights.names[index]!r} run one by one, which is slower: {reason}",
+        f"moves of {name!r} run one by one, which is slower: {reason}",
         SlowEngineWarning,
         stacklevel=2,
     )
-    return False
+    return 0
 
 
-def _agree(a: Tensor, b: Tensor) -> bool:
+def _agree(a: Tensor, b: Tensor, precision: torch.dtype | None = None) -> bool:
     """Whether two outputs differ by rounding alone: a few thousand units, passed on by layers."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if not b.is_floating_point():
         return torch.equal(a, b)
     tf32 = b.is_cuda and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
-    unit = 2.0**-11 if tf32 else torch.finfo(b.dtype).eps
+    unit = 2.0**-11 if tf32 else torch.finfo(precision or b.dtype).eps
     tolerance = min(4096 * unit, 0.05)
     scale = float(b[b.isfinite()].abs().max()) if b.isfinite().any() else 0.0
     return torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)

@@ -82,7 +82,7 @@ class Traced:
         result: The node of its output.
         varying: The nodes that depend on the input.
         fixed: As given.
-        verdicts: Free for a user of the graph to note which batched paths it has checked.
+        verdicts: Free for a user of the graph to note which fast paths it has checked.
     """
 
     def __init__(self, graph: fx.Graph, network: nn.Module, fixed: Mapping[fx.Node, Any]) -> None:
@@ -91,7 +91,7 @@ class Traced:
         self.source: fx.Node = self.nodes[0]
         self.varying: frozenset[fx.Node] = frozenset(self._downstream([self.source]))
         self.fixed = fixed
-        self.verdicts: dict[object, bool] = {}
+        self.verdicts: dict[object, int] = {}
         self._graph = graph
         self._uses = _uses(self.nodes, network)
         self._suffixes: dict[str, Suffix] = {}
@@ -182,7 +182,7 @@ def _uses(nodes: Iterable[fx.Node], network: nn.Module) -> dict[str, list[fx.Nod
         elif node.op == "get_attr":
             name = names.get(id(_attribute(network, str(node.target))))
             if name is not None:
-                uses[name] += [user for user in node.users if user.op != "output"]
+                uses[name].append(node)
     return {name: list(dict.fromkeys(users)) for name, users in uses.items()}
 
 

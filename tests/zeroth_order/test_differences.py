@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from deepzero_apps.zeroth_order.differences import Engine, Evaluation, Sequential
-from deepzero_apps.zeroth_order.engines import BatchedSuffix, Fastest, PrefixReuse
+from deepzero_apps.zeroth_order.engines import DifferencePropagation, Fastest, PrefixReuse
 from tests.networks import NETWORKS, images, make
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "sequential": Sequential,
     "prefix": PrefixReuse,
-    "batched": BatchedSuffix,
-    "batched in threes": lambda: BatchedSuffix(budget=3 * 5 * 4 * 64 * 8),
+    "propagation": DifferencePropagation,
+    "propagation in threes": lambda: DifferencePropagation(budget=3 * 5 * 4 * 64 * 8),
 }
 
 every_engine = pytest.mark.parametrize("engine", ENGINES)
@@ -318,23 +318,23 @@ def test_bad_heads_are_named() -> None:
 
 
 def test_no_coordinates_cost_no_query() -> None:
-    evaluation = prepare("batched", make("plain", training=False), images())
+    evaluation = prepare("propagation", make("plain", training=False), images())
     assert evaluation.differences(torch.zeros(0, dtype=torch.int64), mu=0.1).shape == (0,)
     assert evaluation.queries == 0
 
 
 def test_the_same_when_inference_mode_surrounds_it() -> None:
     network, x = make("plain", training=True), images()
-    expected = prepare("batched", network, x).differences(torch.arange(9), mu=0.1)
+    expected = prepare("propagation", network, x).differences(torch.arange(9), mu=0.1)
     with torch.inference_mode():
-        got = prepare("batched", network, x).differences(torch.arange(9), mu=0.1)
+        got = prepare("propagation", network, x).differences(torch.arange(9), mu=0.1)
     assert torch.equal(got, expected)
 
 
 def test_a_recorded_graph_survives_a_query() -> None:
     network, x = make("plain", training=False), images()
     loss = network(x).square().sum()
-    prepare("batched", network, x).differences(torch.arange(40), mu=0.1)
+    prepare("propagation", network, x).differences(torch.arange(40), mu=0.1)
     loss.backward()
     first = next(network.parameters()).grad
     assert first is not None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from deepzero_apps.vision.classifiers import resnet
 from deepzero_apps.zeroth_order.differences import Engine, Sequential
 from deepzero_apps.zeroth_order.engines import (
-    BatchedSuffix,
+    DifferencePropagation,
     Fastest,
     PrefixReuse,
     SlowEngineWarning,
@@ -35,7 +35,9 @@ def test_fastest_falls_back_and_says_so_once() -> None:
     assert torch.equal(evaluation.differences(torch.arange(9), mu=0.1), expected)
 
 
-@pytest.mark.parametrize("engine", [PrefixReuse(), BatchedSuffix()], ids=["prefix", "batched"])
+@pytest.mark.parametrize(
+    "engine", [PrefixReuse(), DifferencePropagation()], ids=["prefix", "batched"]
+)
 def test_other_engines_refuse_what_has_no_graph(engine: Engine) -> None:
     with pytest.raises(Untraceable, match="symbolically traced variables"):
         engine.prepare(UNTRACEABLE(), images(), head)
@@ -48,13 +50,11 @@ def test_hooks_are_not_lost() -> None:
         Fastest().prepare(network, images(), head)
 
 
-def test_a_parameter_before_mixed_samples_runs_one_by_one() -> None:
+def test_mixed_samples_are_no_obstacle() -> None:
     network, x = Mixing(), images()
     expected = Sequential().prepare(network, x, head).differences(torch.arange(20), mu=0.1)
-    evaluation = BatchedSuffix().prepare(network, x, head)
 
-    with pytest.warns(SlowEngineWarning, match="moves of 'a.weight' run one by one"):
-        got = evaluation.differences(torch.arange(20), mu=0.1)
+    got = DifferencePropagation().prepare(network, x, head).differences(torch.arange(20), mu=0.1)
 
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
@@ -69,7 +69,7 @@ def test_a_stale_graph_is_traced_anew() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(x[:, 0, 0]) / self.temperature
 
-    network, x, engine = Tempered(), images(), BatchedSuffix()
+    network, x, engine = Tempered(), images(), DifferencePropagation()
     engine.prepare(network, x, head)
     network.temperature = 3.0
 
@@ -90,8 +90,8 @@ def test_batches_hold_as_many_networks_as_the_budget_allows() -> None:
         sizes.append(len(outputs))
         return head(outputs)
 
-    # The largest activation after the first layer is 4 float64 numbers a sample.
-    evaluation = BatchedSuffix(budget=3 * BATCH * 4 * 8).prepare(network, x, counting)
+    # The first layer differs in one number a sample, the last in two.
+    evaluation = DifferencePropagation(budget=3 * BATCH * 2 * 8).prepare(network, x, counting)
     evaluation.differences(torch.arange(8), mu=0.1)
 
     assert sizes == [1, 3, 3, 2]
@@ -99,7 +99,7 @@ def test_batches_hold_as_many_networks_as_the_budget_allows() -> None:
 
 def test_budget_is_named() -> None:
     with pytest.raises(ValueError, match="budget must be a positive number of bytes, got 0"):
-        BatchedSuffix(budget=0)
+        DifferencePropagation(budget=0)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -133,7 +133,7 @@ def test_all_moves_of_a_parameter_make_one_batch(
     # batch for each.
     ends = torch.tensor([p.numel() for p in network.parameters()]).cumsum(0)
     coordinates = torch.cat([ends - 1, ends[:-1], torch.zeros(1, dtype=torch.int64)])
-    evaluation = BatchedSuffix(budget=2**30).prepare(network, images(), counting)
+    evaluation = DifferencePropagation(budget=2**30).prepare(network, images(), counting)
     evaluation.differences(coordinates, mu=0.1)
 
     parameters = len(ends)
@@ -146,7 +146,7 @@ def test_resnet20_is_batched_and_equals_sequential(training: bool) -> None:
     x = torch.randn(3, 3, 8, 8)
     coordinates = torch.randperm(sum(p.numel() for p in network.parameters()))[:12]
 
-    got = BatchedSuffix().prepare(network, x, head).differences(coordinates, mu=0.1)
+    got = DifferencePropagation().prepare(network, x, head).differences(coordinates, mu=0.1)
 
     expected = Sequential().prepare(network, x, head).differences(coordinates, mu=0.1)
     # Batch norm over few values multiplies rounding, of 1e-16 a sum, some hundredfold.

@@ -1,0 +1,195 @@
+"""Carries differences from a moved weight to the output of a network.
+
+Each node after the site turns the differences of its inputs into that of its output, by its rule
+(`deepzero_apps.zeroth_order.propagation.table`) or by the fallback. What does not differ is None.
+"""
+
+__all__ = ["Propagation"]
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_aggregate, map_arg
+
+from deepzero_apps.zeroth_order.base_pass import BasePass, Value
+from deepzero_apps.zeroth_order.graph import Suffix
+from deepzero_apps.zeroth_order.propagation.delta import Delta, Undefined
+from deepzero_apps.zeroth_order.propagation.fallback import fallback
+from deepzero_apps.zeroth_order.propagation.fused import (
+    Group,
+    Rows,
+    groups_of,
+    is_dense_image,
+    normalized_and_rectified,
+)
+from deepzero_apps.zeroth_order.propagation.normalization import batch_statistics
+from deepzero_apps.zeroth_order.propagation.plan import Step, steps_of
+from deepzero_apps.zeroth_order.propagation.starts import moves_weights, start
+from deepzero_apps.zeroth_order.propagation.table import Call, rule_for
+from deepzero_apps.zeroth_order.state import Weights
+
+
+class Propagation:
+    """Differences around one base pass.
+
+    Args:
+        base: The base pass.
+        precision: The type of dense mixing; None for that of the values.
+    """
+
+    def __init__(self, base: BasePass, *, precision: torch.dtype | None = None) -> None:
+        self.base = base
+        self._precision = precision
+        self._groups = groups_of(base)
+        self._plans: dict[fx.Node, tuple[Step, ...]] = {}
+        self._kept: dict[fx.Node, dict[str, Any]] = {}
+
+    def run(
+        self, suffix: Suffix, weights: Weights, *, index: int, offsets: Sequence[int], mu: float
+    ) -> tuple[Tensor, int]:
+        """Moves one entry of a parameter in each of K networks.
+
+        Args:
+            suffix: The suffix of the parameter, of one site.
+            weights: The network's weights.
+            index: The parameter's number.
+            offsets: The K entries.
+            mu: The step.
+
+        Returns:
+            The differences of the network's output, of shape ``(K, b, ...)``, and the bytes of
+            the largest difference on the way, for one network.
+        """
+        (site,) = suffix.sites
+        k = len(offsets)
+        first = start(self.base, site, weights, index=index, offsets=offsets, mu=mu)
+        values: dict[fx.Node, Value] = {site: first}
+        largest = _size(first)
+        for step in self._plan(suffix, site):
+            value = self._after(step, values, k)
+            values[step.node] = value
+            largest = max(largest, _size(value))
+            for expired in step.expired:
+                del values[expired]
+        return self._output(values.get(self.base.traced.result), k), largest // k
+
+    def alone(self, suffix: Suffix) -> bool:
+        """Tells whether no two runs of a suffix may go on at a time.
+
+        Args:
+            suffix: The suffix, of one site.
+
+        Returns:
+            Whether it draws random numbers, moves buffers, or moves the weights themselves.
+        """
+        moving = not self.base.moving.isdisjoint(suffix.nodes)
+        return moving or moves_weights(self.base, suffix.sites[0])
+
+    def _plan(self, suffix: Suffix, site: fx.Node) -> tuple[Step, ...]:
+        if site not in self._plans:
+            self._plans[site] = steps_of(suffix, self.base.traced.result, self._groups)
+        return self._plans[site]
+
+    def _after(self, step: Step, values: dict[fx.Node, Value], k: int) -> Value:
+        group = step.group
+        if group is None:
+            return self._step(step.node, values, k)
+        delta = values[group.source]
+        if isinstance(delta, Delta) and is_dense_image(delta, self.base.values[group.source]):
+            side = None if group.other is None else values.get(group.other)
+            return normalized_and_rectified(delta, side, self._rows(group))
+        within = dict(values)
+        for node in group.members:
+            within[node] = self._step(node, within, k)
+        return within[step.node]
+
+    def _rows(self, group: Group) -> Rows:
+        kept = self._kept.setdefault(group.norm, {})
+        if "rows" not in kept:
+            call = self._call(group.norm, (), {}, 0)
+            pre = self.base.values[group.members[-2]] if group.relu is not None else None
+            kept["rows"] = Rows.of(batch_statistics(call), pre)
+        return kept["rows"]  # type: ignore[no-any-return]
+
+    def _step(self, node: fx.Node, values: dict[fx.Node, Value], k: int) -> Value:
+        deltas, keywords = _deltas_of(node.args, values), _deltas_of(node.kwargs, values)
+        if not (_differs(deltas) or _differs(keywords)) or not _is_real(self.base.values[node]):
+            return None
+        if node.target is not operator.getitem and (_lacks(deltas) or _lacks(keywords)):
+            raise _no_difference(f"an input of {node}")
+        call = self._call(node, deltas, keywords, k)
+        found = rule_for(node, call.module)
+        if found is not None and not _differs(keywords):
+            rule, several = found
+            if several or not _differs(deltas[1:]):
+                result = rule(call)
+                if result is not NotImplemented:
+                    return result
+        return fallback(call)
+
+    def _call(self, node: fx.Node, deltas: Value, keywords: Value, k: int) -> Call:
+        base = self.base
+        return Call(
+            operation=base.operations[node],
+            module=base.modules.get(node),
+            args=map_arg(node.args, base.values.__getitem__),
+            kwargs=map_arg(node.kwargs, base.values.__getitem__),
+            output=base.values[node],
+            deltas=deltas,
+            keyword_deltas=keywords,
+            networks=k,
+            moving=node in base.moving,
+            precision=self._precision,
+            kept=self._kept.setdefault(node, {}),
+        )
+
+    def _output(self, delta: Delta | None, k: int) -> Tensor:
+        output = self.base.output
+        if isinstance(delta, Undefined):
+            raise _no_difference("the output")
+        if delta is None:
+            return output.new_zeros(k, *output.shape)
+        return delta.dense(output).expand(k, *output.shape)
+
+
+def _no_difference(what: str) -> ValueError:
+    return ValueError(f"{what} changes and is no number, so that it has no difference")
+
+
+def _deltas_of(argument: Value, values: dict[fx.Node, Value]) -> Value:
+    """Puts differences in place of nodes, and None in place of all that does not differ."""
+    return map_aggregate(argument, lambda v: values.get(v) if isinstance(v, fx.Node) else None)
+
+
+def _differs(deltas: Value) -> bool:
+    if isinstance(deltas, Delta | Undefined):
+        return True
+    if isinstance(deltas, dict):
+        return any(map(_differs, deltas.values()))
+    return isinstance(deltas, tuple | list) and any(map(_differs, deltas))
+
+
+def _lacks(deltas: Value) -> bool:
+    if isinstance(deltas, dict):
+        deltas = tuple(deltas.values())
+    return (
+        any(map(_lacks, deltas))
+        if isinstance(deltas, tuple | list)
+        else isinstance(deltas, Undefined)
+    )
+
+
+def _is_real(value: Value) -> bool:
+    """Whether a value can differ: sizes and the like are the same in all networks."""
+    if isinstance(value, tuple | list):
+        return any(map(_is_real, value))
+    return isinstance(value, Tensor)
+
+
+def _size(value: Value) -> int:
+    if isinstance(value, Delta):
+        return value.values.nbytes
+    return sum(map(_size, value)) if isinstance(value, tuple | list) else 0

@@ -8,22 +8,24 @@ per-sample losses :math:`l_j`,
     \Delta_i = \frac{1}{b} \sum_{j=1}^b \left[ l_j(\theta + \mu e_i) - l_j(\theta) \right]  \tag{1}
 
 The bracket is formed for each sample and in float64: the difference of two float32 means would
-lose most of its digits, and it is divided by a small :math:`\mu` later.
+lose most of its digits, and it is divided by a small :math:`\mu` later. An engine that carries
+differences gives those of the outputs, and a head that knows how its loss differs with them
+(`DifferenceHead`) forms no bracket at all.
 
 All passes start from the same random generators and buffers, those of the moment of ``prepare``
 (common random numbers; running statistics do not drift). Afterwards both are as one ordinary
 pass of the network leaves them, and the weights hold the same bits as before.
 The engines but the first are in `deepzero_apps.zeroth_order.engines`; all agree to rounding.
 
-=============== ===================================================== =====================
-engine          what one query of a weight costs                      networks
-=============== ===================================================== =====================
-`Sequential`    one pass                                              any
-`PrefixReuse`   the operations from the weight on                     torch.fx can trace
-`BatchedSuffix` the same, K queries at once; at the weight itself     torch.fx can trace
-                only the channel that changes
-`Fastest`       as `BatchedSuffix`, or else as `Sequential`           any
-=============== ===================================================== =====================
+======================= ============================================== ====================
+engine                  what one query of a weight costs               networks
+======================= ============================================== ====================
+`Sequential`            one pass                                       any
+`PrefixReuse`           the operations from the weight on              torch.fx can trace
+`DifferencePropagation` the same on differences, K queries at once;    torch.fx can trace
+                        on one channel until channels are mixed
+`Fastest`               as the last, or else as `Sequential`           any
+======================= ============================================== ====================
 
 References:
     | DeepZero: Scaling up Zeroth-Order Optimization (Chen et al., 2024), Sec. 4
@@ -65,7 +67,8 @@ class DifferenceHead(Protocol):
 
 Walk = Callable[[int, Sequence[int], float], Iterator[Tensor]]
 """A parameter's number, offsets in it and a step to the outputs ``(k, b, ...)`` of the networks
-with one entry moved each, chunk by chunk in the order of the offsets."""
+with one entry moved each, or to how they differ from the base output, chunk by chunk in the
+order of the offsets."""
 
 
 class Engine(Protocol):

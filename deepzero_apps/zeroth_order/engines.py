@@ -2,8 +2,8 @@
 
 They work on networks that torch.fx can trace. A wrong engine is worse than a slow one. So at
 every ``prepare`` the output of the traced graph is compared with the network's own; and before
-moves of a parameter are evaluated as one batch, two of them are compared with the same two
-evaluated one by one, once for each parameter, shape and mode.
+differences of a parameter are propagated, those of two moves are compared with whole re-runs,
+once for each parameter, shape and mode.
 """
 
 __all__ = ["DifferencePropagation", "Fastest", "PrefixReuse", "SlowEngineWarning"]
@@ -22,7 +22,7 @@ from deepzero_apps.zeroth_order.graph import Suffix, Traced, Untraceable, trace
 from deepzero_apps.zeroth_order.propagation import Propagation
 from deepzero_apps.zeroth_order.threads import in_order
 
-_BUDGETS = {"cpu": 2**22, "cuda": 2**29}
+_BUDGETS = {"cpu": 2**23, "cuda": 2**29}
 """Bytes of the largest difference of a chunk, by kind of device."""
 
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
@@ -66,7 +66,7 @@ class DifferencePropagation:
     Args:
         budget: The size in bytes that no difference of a chunk should exceed, at least one
             network's. It decides how many moves make a chunk, whatever else happens, so that
-            results depend on shapes alone. By default 4 MiB on a CPU, where a chunk must stay
+            results depend on shapes alone. By default 8 MiB on a CPU, where a chunk must stay
             near the cache, and 512 MiB on a GPU, which needs work for all its cores.
         precision: The type in which differences pass through dense convolutions and linear
             layers, such as ``torch.bfloat16``; that of the network by default.

@@ -1,7 +1,7 @@
 """A torch.fx view of a network: which operations must run again when one parameter moves.
 
 Let the operations of a network be the nodes of a graph, in the order in which they run. A
-parameter's *sites* are the nodes that use it; its *suffix* is the sites and all that depends on
+parameter's *sites* are the nodes that call its module or fetch it; its *suffix* is the sites and all that depends on
 them. Every other node keeps its value when the parameter moves, so its base value serves for
 all queries of that parameter. The feature reuse of DeepZero is this with a network split by
 hand; here the split is read off the graph, for any network that torch.fx can trace.
@@ -9,7 +9,7 @@ hand; here the split is read off the graph, for any network that torch.fx can tr
 Values that are kept must not be overwritten, hence operations that work in place are rewritten
 to return a new tensor, and later uses of the overwritten one are pointed to it. Where views
 hide such a use, the rewritten graph differs from the network; whoever runs it must compare the
-two outputs (`deepzero_apps.zeroth_order.replay` does).
+two outputs (`deepzero_apps.zeroth_order.engines` does).
 
 References:
     | DeepZero: Scaling up Zeroth-Order Optimization (Chen et al., 2024), Sec. 4
@@ -56,7 +56,7 @@ class Suffix:
     """What must be run again when one parameter moves.
 
     Attributes:
-        sites: The nodes that use the parameter; none if the network ignores it.
+        sites: The nodes that call its module or fetch it; none if the network ignores it.
         nodes: The sites and all that depends on them, in the order in which they run.
         expired: For each of these nodes, the nodes of the suffix whose value is not needed
             after it.

@@ -11,6 +11,7 @@ Dense differences pass through the layer without its bias, in ``call.precision``
 
 __all__ = ["convolved", "linearly_mapped", "moved_convolution", "moved_linear", "transposed"]
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -120,13 +121,31 @@ def linearly_mapped(call: Call) -> Delta:
 def _one_channel(module: _Convolution, delta: Delta, call: Call) -> Delta:
     """Convolves one channel a network: ``(K, b * grid, taps) @ (K, taps, out)``."""
     assert delta.channels is not None
-    windows = _windows(_padded(module, delta.values.flatten(0, 1)), module)
-    grid = windows.shape[2 : 2 + len(module.kernel_size)]
     dtype = call.precision or delta.values.dtype
-    patches = windows.flatten(2 + len(grid)).to(dtype).reshape(len(delta), -1, _taps(module))
-    mixed = patches @ _columns(module, delta.channels).to(dtype)
-    mixed = mixed.view(len(delta), -1, *grid, module.out_channels)
+    grid = call.output.shape[2:]
+    x = _padded(module, delta.values.flatten(0, 1).to(dtype))
+    patches = _patches(x.view(len(delta), len(call.x), *x.shape[2:]), module, grid)
+    mixed = patches.transpose(1, 2) @ _columns(module, delta.channels).to(dtype)
+    mixed = mixed.view(len(delta), len(call.x), *grid, module.out_channels)
     return Delta(mixed.movedim(-1, 2))
+
+
+def _patches(x: Tensor, module: _Convolution, grid: torch.Size) -> Tensor:
+    """Copies what each tap sees of padded values ``(K, b, *size)``, to ``(K, taps, b * grid)``.
+
+    A copy a tap is several times faster here than one of all windows.
+    """
+    taps = list(itertools.product(*map(range, module.kernel_size)))
+    patches = x.new_empty(len(x), len(taps), x.shape[1], *grid)
+    for t, tap in enumerate(taps):
+        seen = (
+            slice(place * dilation, place * dilation + stride * (size - 1) + 1, stride)
+            for place, dilation, stride, size in zip(
+                tap, module.dilation, module.stride, grid, strict=True
+            )
+        )
+        patches[:, t] = x[(..., *seen)]
+    return patches.flatten(2)
 
 
 def _columns(module: _Convolution, channels: Tensor) -> Tensor:
@@ -158,10 +177,6 @@ def _windows(x: Tensor, module: _Convolution) -> Tensor:
 
 def _grid(windows: Tensor, module: _Convolution) -> torch.Size:
     return windows.shape[2 : 2 + len(module.kernel_size)]
-
-
-def _taps(module: _Convolution) -> int:
-    return module.weight[0, 0].numel()
 
 
 def _weight(module: _Convolution | nn.Linear, x: Tensor, call: Call) -> Tensor:

@@ -4,8 +4,8 @@ Each engine estimates slopes :math:`[l(\theta + \mu e_i) - l(\theta)] / \mu` of 
 same weights, images, labels and mask) in train mode. What its authors leave to the user is chosen so:
 
 - *the public DeepZero code*: its ``DistributedCGEModel``, the object that a worker of its training
-  holds, is made and called as its training does, on the CPU, in this process. Its inputs come
-  through remote references; objects with the same one method stand in for them, so that no time
+  holds, is made and called as its training does, where the batch is, in this process. Its inputs
+  come through remote references; objects with the same one method stand in for them, so that no time
   goes into messages. Nothing of it is changed or replaced.
 - *torch.func.vmap*: all weights are stacked, k copies of the network run as one. vmap refuses
   running statistics in train mode, so batch norm loses them.
@@ -170,7 +170,13 @@ class Public:
         worker: Any = import_module("models.distributed_model").DistributedCGEModel
         place = models.param_name_to_module_id_rn20
         self._worker = worker(
-            "cpu", models.resnet20, functional.cross_entropy, place, None, False, reuse
+            str(at.inputs.device),
+            models.resnet20,
+            functional.cross_entropy,
+            place,
+            None,
+            False,
+            reuse,
         )
         network = self._worker.network
         ours = at.network.state_dict()

@@ -36,7 +36,7 @@ matplotlib.use("Agg")
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-STEPS = [10.0**-k for k in range(1, 10)]
+STEPS = [10.0**-k for k in range(1, 9)]
 
 SINGLE, DOUBLE = torch.float32, torch.float64
 

@@ -110,7 +110,7 @@ def test_readme_simulator_is_corrected_tenfold(
 def test_readme_names_every_method_and_allocation() -> None:
     from deepzero_apps.cli.corrections import METHODS as CORRECTIONS
     from deepzero_apps.cli.defences import METHODS
-    from deepzero_apps.vision.training import ALLOCATIONS
+    from deepzero_apps.vision.supports import ALLOCATIONS
 
     names = (*METHODS, *CORRECTIONS, *ALLOCATIONS)
     missing = [name for name in names if f"`{name}`" not in README]

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from deepzero_apps import __version__
+from deepzero_apps.cli.allocator import keep_freed_memory
 from deepzero_apps.cli.settings import CommonSettings, Misuse, read_config
 
 
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     errors = Console(stderr=True, soft_wrap=True, emoji=False)
+    keep_freed_memory()
     try:
         with _warnings_on(errors), _memory_explained():
             return _run(arguments)

@@ -61,11 +61,11 @@ class TrainSettings(CommonSettings):
     width: int = Field(18, ge=1)
     """Channels of the adjustable CNN."""
 
-    estimator: Literal["fo", "cge", "rge"] = "cge"
-    """fo: backpropagation. cge: one query a weight, exact as mu goes to 0. rge: random directions."""
+    estimator: Literal["fo", "cge", "outputs", "rge"] = "cge"
+    """fo: backpropagation. cge: one query a weight. outputs: a layer's outputs where fewer. rge: directions."""
 
     sparsity: float = Field(0.0, ge=0, lt=1)
-    """Share of weights whose slope a step does not estimate, in [0, 1); fo and cge only."""
+    """Share of weights (outputs: of layer outputs) that a step does not move, in [0, 1); not for rge."""
 
     allocation: Literal["uniform", "energy", "zo-grasp", "grasp"] = "energy"
     """How layers share a sparse gradient: by size, measured slopes, ZO-GraSP, GraSP (autograd)."""
@@ -76,8 +76,20 @@ class TrainSettings(CommonSettings):
     interval_unit: Literal["steps", "epochs"] = "steps"
     """The unit of --interval."""
 
+    order: Literal["random", "cyclic"] = "cyclic"
+    """cyclic: draws walk through all weights, so that none waits longer than a cycle. random: as drawn."""
+
+    stale_decay: float = Field(0.0, ge=0, le=1)
+    """Keep the last slopes of weights that a step leaves out, multiplied by this at each step."""
+
+    reset_momentum: bool = False
+    """Let the optimizer forget whenever the weights of a sparse gradient are drawn anew."""
+
     mu: float = Field(1e-3, gt=0, lt=_INFINITY)
     """Finite-difference step, in the units of the weights; for rge 1e-4 is a better start."""
+
+    mu_outputs: float = Field(3e-3, gt=0, lt=_INFINITY)
+    """Finite-difference step of layer outputs, in their units; for outputs only."""
 
     q: int | None = Field(None, ge=1)
     """Directions a step of rge; as many as the network has weights by default."""
@@ -88,8 +100,11 @@ class TrainSettings(CommonSettings):
     directions: Literal["gaussian", "sphere", "rademacher"] = "gaussian"
     """The law of rge's directions."""
 
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the convolutions of cge and outputs; bfloat16 is several times faster where built in."""
+
     hold_unselected: bool = False
-    """Keep weights outside of a sparse gradient where they are; else momentum and decay move them."""
+    """Keep weights outside of a sparse gradient where they are (wants a rate about 10 times larger)."""
 
     epochs: int = Field(10, ge=1)
     """Passes over the training images; an epoch drops its last, incomplete batch."""
@@ -128,9 +143,24 @@ class TrainSettings(CommonSettings):
     def _consistent(self) -> Self:
         if self.sparsity and self.estimator == "rge":
             raise ValueError("--sparsity must be 0 for rge, which moves all weights at once")
+        if self.central and self.estimator == "outputs":
+            raise ValueError("--central must be left out for outputs, which moves to one side")
+        if not self.sparsity or self.estimator == "outputs":
+            self._refuse_options_of_sparse_weights()
+        if self.precision != "float32" and self.estimator not in ("cge", "outputs"):
+            raise ValueError(f"--precision must be float32 for {self.estimator}, got bfloat16")
         if self.q is not None and self.estimator != "rge":
             raise ValueError(f"--q must be left out for {self.estimator}, got {self.q}")
         return self
+
+    def _refuse_options_of_sparse_weights(self) -> None:
+        for name in ("stale_decay", "reset_momentum"):
+            if getattr(self, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(
+                    f"{flag} must be left out unless weights are moved at --sparsity above 0, "
+                    f"got {getattr(self, name)}"
+                )
 
     def record(self) -> dict[str, Any]:
         """Returns the fields that define the result: how often it is stored does not."""
@@ -226,6 +256,7 @@ def _recipe(settings: TrainSettings, steps: int) -> "Recipe":
         clip=settings.clip,
         augment=settings.augment,
         hold_unselected=settings.hold_unselected,
+        forget_at_redraw=settings.reset_momentum,
         seed=settings.seed,
     )
 
@@ -239,38 +270,66 @@ def _gradient(
     meter: "Meter",
     epoch: int,
 ) -> "WeightGradient":
-    from deepzero_apps.vision.training import Sparsity, support_schedule
+    import torch
+
+    from deepzero_apps.vision.supports import Sparsity, support_schedule
+    from deepzero_apps.zeroth_order.activations import Activations
+    from deepzero_apps.zeroth_order.engines import Fastest
+    from deepzero_apps.zeroth_order.gradients import Coordinates, FirstOrder
+    from deepzero_apps.zeroth_order.stale import Remembered
+
+    precision = torch.bfloat16 if settings.precision == "bfloat16" else None
+    if settings.estimator == "rge":
+        return _randomized(settings, network)
+    if settings.estimator == "outputs":
+        return Activations(
+            mu=settings.mu,
+            mu_outputs=settings.mu_outputs,
+            share=1 - settings.sparsity,
+            seed=settings.seed,
+            precision=precision,
+        )
+    sparsity = Sparsity(
+        settings.sparsity,
+        allocation=settings.allocation,
+        interval=settings.interval * (epoch if settings.interval_unit == "epochs" else 1),
+        order=settings.order,
+        q=_SCORE_DIRECTIONS.get(settings.allocation, 1),
+    )
+    schedule = support_schedule(
+        network, splits.train, sparsity, recipe, mu=settings.mu, meter=meter
+    )
+    plain: WeightGradient = FirstOrder(schedule)
+    if settings.estimator == "cge":
+        plain = Coordinates(
+            mu=settings.mu,
+            schedule=schedule,
+            central=settings.central,
+            engine=Fastest(precision=precision),
+        )
+    return Remembered(plain, settings.stale_decay) if settings.stale_decay else plain
+
+
+def _randomized(settings: TrainSettings, network: "nn.Module") -> "WeightGradient":
     from deepzero_apps.zeroth_order.directions import Directions, Gaussian, Rademacher, Sphere
-    from deepzero_apps.zeroth_order.gradients import Coordinates, FirstOrder, Randomized
+    from deepzero_apps.zeroth_order.gradients import Randomized
     from deepzero_apps.zeroth_order.stacked import StackedRandomized
     from deepzero_apps.zeroth_order.state import Weights
 
-    if settings.estimator == "rge":
-        laws: dict[str, Directions] = {
-            "gaussian": Gaussian(),
-            "sphere": Sphere(),
-            "rademacher": Rademacher(),
-        }
-        plain = Randomized(
+    laws: dict[str, Directions] = {
+        "gaussian": Gaussian(),
+        "sphere": Sphere(),
+        "rademacher": Rademacher(),
+    }
+    return StackedRandomized(
+        Randomized(
             mu=settings.mu,
             q=settings.q if settings.q is not None else Weights(network).total,
             directions=laws[settings.directions],
             central=settings.central,
             seed=settings.seed,
         )
-        return StackedRandomized(plain)
-    sparsity = Sparsity(
-        settings.sparsity,
-        allocation=settings.allocation,
-        interval=settings.interval * (epoch if settings.interval_unit == "epochs" else 1),
-        q=_SCORE_DIRECTIONS.get(settings.allocation, 1),
     )
-    schedule = support_schedule(
-        network, splits.train, sparsity, recipe, mu=settings.mu, meter=meter
-    )
-    if settings.estimator == "fo":
-        return FirstOrder(schedule)
-    return Coordinates(mu=settings.mu, schedule=schedule, central=settings.central)
 
 
 def _train(task: _Task, settings: TrainSettings, folder: "RunFolder") -> None:

@@ -9,8 +9,9 @@ taken in float64: its finite difference is divided by a small :math:`\mu`, and a
 most of the noise. Batch norm is in train mode while gradients are taken, in eval mode in `accuracy`.
 
 **Queries.** One query is one evaluation of the network on one batch: k + 1 for a step of CGE on k
-weights, q + 1 for one of RGE in q directions (2k + 1 and 2q + 1 if central). A step of
-backpropagation, one forward and one backward pass, counts as 1.
+weights, q + 1 for one of RGE in q directions (2k + 1 and 2q + 1 if central), and for one of
+`Activations` what its ``queries`` says. A step of backpropagation, one forward and one backward
+pass, counts as 1.
 
 **Learning rate.** At step t of T, after a linear warm-up of W steps,
 
@@ -27,56 +28,39 @@ References:
 """
 
 __all__ = [
-    "ALLOCATIONS",
     "Recipe",
-    "Sparsity",
     "accuracy",
     "classifier_training",
     "cross_entropy",
     "queries_a_step",
-    "support_schedule",
+    "training_batch",
 ]
 
 import math
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
 from deepzero_apps.vision.augmentation import augment
 from deepzero_apps.vision.images import Images
+from deepzero_apps.zeroth_order.activations import Activations
 from deepzero_apps.zeroth_order.differences import Head
-from deepzero_apps.zeroth_order.engines import Fastest
 from deepzero_apps.zeroth_order.gradients import (
     Coordinates,
     FirstOrder,
     Randomized,
     WeightGradient,
-    network_loss,
 )
+from deepzero_apps.zeroth_order.heads import CrossEntropy
 from deepzero_apps.zeroth_order.oracle import Meter
 from deepzero_apps.zeroth_order.randomness import generator_for
-from deepzero_apps.zeroth_order.sparsity import (
-    SupportSchedule,
-    counts_by_score,
-    grasp,
-    layer_energies,
-    shares_by_energy,
-    shares_by_size,
-    zo_grasp,
-)
 from deepzero_apps.zeroth_order.stacked import StackedRandomized
+from deepzero_apps.zeroth_order.stale import Remembered
 from deepzero_apps.zeroth_order.state import Weights
 from deepzero_apps.zeroth_order.training import Observation, Training, minibatch
-
-Allocation = Literal["uniform", "energy", "zo-grasp", "grasp"]
-
-ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "energy", "zo-grasp", "grasp")
-"""How the coordinates of a sparse gradient are split over the layers."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +78,8 @@ class Recipe:
         clip: The largest gradient norm; None for no limit.
         augment: Whether images are shifted by up to 4 pixels and mirrored.
         hold_unselected: Whether weights that a sparse gradient leaves out stay where they are.
+        forget_at_redraw: Whether the optimizer forgets its momentum, and all else, whenever the
+            coordinates of a sparse gradient are drawn anew.
         seed: The seed of batches and augmentation.
 
     Raises:
@@ -110,6 +96,7 @@ class Recipe:
     clip: float | None = None
     augment: bool = False
     hold_unselected: bool = False
+    forget_at_redraw: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -129,39 +116,6 @@ class Recipe:
                 raise ValueError(f"{name} must be {expectation}, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True)
-class Sparsity:
-    """Which share of the coordinates a gradient leaves out, and how the others are split.
-
-    Args:
-        share: The share of weights that a step does not estimate, in [0, 1).
-        allocation: One of `ALLOCATIONS`: by layer size, by layer energy (ours), by ZO-GraSP
-            scores (DeepZero), by scores from autograd (for comparison).
-        interval: The number of steps between draws.
-        q: The directions that the scores are estimated from: a layer for ``energy``, in all for
-            ``zo-grasp``.
-
-    Raises:
-        ValueError: If a number is out of its range, or ``allocation`` is unknown.
-    """
-
-    share: float
-    allocation: Allocation = "uniform"
-    interval: int = 1
-    q: int = 8
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share < 1:
-            raise ValueError(f"sparsity must lie in [0, 1), got {self.share}")
-        if self.allocation not in ALLOCATIONS:
-            raise ValueError(
-                f"allocation must be one of {', '.join(ALLOCATIONS)}, got {self.allocation!r}"
-            )
-        for name in ("interval", "q"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-
 def cross_entropy(labels: Tensor) -> Head:
     """Makes the head of eq. (1).
 
@@ -171,12 +125,7 @@ def cross_entropy(labels: Tensor) -> Head:
     Returns:
         A function of logits ``(k, b, classes)`` to losses ``(k, b)``, float64.
     """
-
-    def head(outputs: Tensor) -> Tensor:
-        scores = functional.log_softmax(outputs.double(), dim=-1)
-        return -scores.gather(-1, labels.expand(len(outputs), -1)[..., None])[..., 0]
-
-    return head
+    return CrossEntropy(labels)
 
 
 @torch.no_grad()
@@ -210,12 +159,13 @@ def accuracy(network: nn.Module, images: Images, *, rows: int = 500) -> float:
     return 100 * correct / len(images)
 
 
-def queries_a_step(gradient: WeightGradient, weights: int) -> int:
+def queries_a_step(gradient: WeightGradient, network: nn.Module, inputs: Tensor) -> int:
     """Counts the network evaluations of one step.
 
     Args:
         gradient: The gradient.
-        weights: The number of trainable weights.
+        network: The network, in the mode in which it is trained.
+        inputs: A batch; only its shape counts.
 
     Returns:
         The number of queries, as the module's docstring defines them.
@@ -225,15 +175,18 @@ def queries_a_step(gradient: WeightGradient, weights: int) -> int:
     """
     if isinstance(gradient, FirstOrder):
         return 1
-    if isinstance(gradient, StackedRandomized):
-        gradient = gradient.plain
+    if isinstance(gradient, Activations):
+        return gradient.queries(network, inputs)
+    if isinstance(gradient, StackedRandomized | Remembered):
+        return queries_a_step(gradient.plain, network, inputs)
     if isinstance(gradient, Randomized):
         return (2 if gradient.central else 1) * gradient.q + 1
     if isinstance(gradient, Coordinates):
-        moved = gradient.schedule.total if gradient.schedule else weights
+        moved = gradient.schedule.total if gradient.schedule else Weights(network).total
         return (2 if gradient.central else 1) * moved + 1
     raise TypeError(
-        "gradient must be FirstOrder, Coordinates, Randomized or StackedRandomized, "
+        "gradient must be FirstOrder, Coordinates, Randomized, StackedRandomized, Activations or "
+        "Remembered, "
         f"got {type(gradient).__name__}"
     )
 
@@ -268,13 +221,16 @@ def classifier_training(
             f"got {recipe.batch}"
         )
     meter = meter if meter is not None else Meter()
-    cost = queries_a_step(gradient, Weights(network).total)
     network.train()
+    cost = queries_a_step(gradient, network, training_batch(train, recipe, 0)[0])
 
     def estimate(step: int) -> Observation:
         meter.charge(cost)
         inputs, labels = training_batch(train, recipe, step)
-        return gradient(network, inputs, cross_entropy(labels), step=step)
+        seen = gradient(network, inputs, cross_entropy(labels), step=step)
+        if recipe.forget_at_redraw and seen.redrawn:
+            optimizer.state.clear()
+        return seen
 
     optimizer = _optimizer(network, recipe)
     return Training(
@@ -283,6 +239,7 @@ def classifier_training(
         estimate,
         scheduler=LambdaLR(optimizer, lambda step: _relative_rate(step, recipe)),
         meter=meter,
+        companion=gradient if isinstance(gradient, Remembered) else None,
         clip_norm=recipe.clip,
         hold_unselected=recipe.hold_unselected,
         seed=recipe.seed,
@@ -297,77 +254,6 @@ def training_batch(train: Images, recipe: Recipe, step: int) -> tuple[Tensor, Te
     if recipe.augment:
         inputs = augment(inputs, generator=generator_for(recipe.seed, "augment", step))
     return inputs, train.labels[rows]
-
-
-def support_schedule(
-    network: nn.Module,
-    train: Images,
-    sparsity: Sparsity,
-    recipe: Recipe,
-    *,
-    mu: float,
-    meter: Meter | None = None,
-) -> SupportSchedule | None:
-    """Splits the coordinates of sparse gradients over the layers, at the starting weights.
-
-    The scores are taken on the run's first batch, with a copy of the network.
-
-    Args:
-        network: The network.
-        train: The training images, on the network's device.
-        sparsity: How many coordinates, and how they are split.
-        recipe: How the network will be trained.
-        mu: The step of the scores' finite differences, in the units of the weights.
-        meter: Charged with 0 queries for ``uniform``, layers * q + 1 for ``energy``, 2 (q + 1)
-            for ``zo-grasp`` and 2 for ``grasp`` (a backward pass through a backward pass).
-
-    Returns:
-        The schedule; None if the gradient is dense.
-
-    Raises:
-        BudgetExhausted: If the meter does not cover the scores.
-    """
-    if sparsity.share == 0:
-        return None
-    meter = meter if meter is not None else Meter()
-    sizes = Weights(network).sizes
-    kept = max(1, round((1 - sparsity.share) * sum(sizes)))
-    if sparsity.allocation == "uniform":
-        shares = shares_by_size(sizes, kept)
-    else:
-        batch = training_batch(train, recipe, 0)
-        scored = deepcopy(network).train()
-        shares = _scored_shares(scored, batch, sparsity, kept=kept, mu=mu, meter=meter)
-    return SupportSchedule(tuple(shares), sizes, sparsity.interval, recipe.seed)
-
-
-def _scored_shares(
-    network: nn.Module,
-    batch: tuple[Tensor, Tensor],
-    sparsity: Sparsity,
-    *,
-    kept: int,
-    mu: float,
-    meter: Meter,
-) -> list[float]:
-    inputs, head = batch[0], cross_entropy(batch[1])
-    weights = Weights(network)
-    if sparsity.allocation == "grasp":
-        meter.charge(2)
-        loss = head(network(inputs)[None])[0].mean()
-        return [*map(float, counts_by_score(grasp(loss, weights.parameters), weights.sizes, kept))]
-
-    q, layers = sparsity.q, len(weights.sizes)
-    energy = sparsity.allocation == "energy"
-    meter.charge(layers * q + 1 if energy else 2 * (q + 1))
-    objective = network_loss(Fastest().prepare(network, inputs, head), weights)
-    theta = torch.cat([p.detach().flatten() for p in weights.parameters])
-    generator = generator_for(0, "scores", device=theta.device)
-    if energy:
-        energies = layer_energies(objective, theta, weights.sizes, mu=mu, q=q, generator=generator)
-        return shares_by_energy(energies, weights.sizes, kept)
-    scores = zo_grasp(objective, theta, mu=mu, q=q, generator=generator)
-    return [*map(float, counts_by_score(scores, weights.sizes, kept))]
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

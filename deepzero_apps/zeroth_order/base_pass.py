@@ -7,7 +7,7 @@ moves a generator or a buffer starts, whenever it runs again, from where the bas
 
 __all__ = ["BasePass", "Operation", "Value"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from typing import Any, cast
 
@@ -62,18 +62,22 @@ class BasePass:
                 self.moving.add(node)
         self.output: Tensor = self.values[traced.result]
 
-    def rerun(self, suffix: Suffix) -> Tensor:
+    def rerun(self, suffix: Suffix, *, given: Mapping[fx.Node, Value] | None = None) -> Tensor:
         """Runs a suffix with the weights as they are now.
 
         Args:
             suffix: The suffix of the parameter that differs from the base pass.
+            given: Values of nodes that are not run.
 
         Returns:
             The network's output, of shape ``(b, ...)``.
         """
-        values: dict[fx.Node, Value] = {}
+        values: dict[fx.Node, Value] = dict(given or {})
         for node in suffix.nodes:
-            values[node] = self.apply(node, lambda n: values[n] if n in values else self.values[n])
+            if node not in values:
+                values[node] = self.apply(
+                    node, lambda n: values[n] if n in values else self.values[n]
+                )
             for expired in suffix.expired.get(node, ()):
                 del values[expired]
         result = self.traced.result

@@ -32,12 +32,20 @@ References:
     | https://arxiv.org/abs/2310.02025
 """
 
-__all__ = ["Engine", "Evaluation", "Head", "Pass", "Sequential", "sequential"]
+__all__ = [
+    "DifferenceHead",
+    "Engine",
+    "Evaluation",
+    "Head",
+    "Losses",
+    "Pass",
+    "Sequential",
+    "sequential",
+]
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import repeat
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -145,28 +153,110 @@ class Pass:
         return output.clone()  # it may be a view of a weight that is about to move back
 
 
-class Evaluation:
-    """The loss of one network on one batch, at its weights and around them.
+class Losses:
+    """The losses of a batch, and how they change with the network's output.
 
-    Made by ``prepare`` of an engine.
+    Args:
+        head: The rest of the loss.
+        output: The base output, of shape ``(b, ...)``.
 
     Attributes:
         queries: The number of networks whose outputs the head has seen so far.
     """
 
-    def __init__(self, first: Pass, head: Head, walk: Walk, *, relative: bool = False) -> None:
+    def __init__(self, head: Head, output: Tensor) -> None:
         self.queries = 0
-        self._relative = relative
+        self._head, self._output = head, output
+        self._base: Tensor | None = None
+
+    @property
+    def base(self) -> Tensor:
+        """The samples' losses, float64 of shape ``(b,)``; one query when first asked for."""
+        if self._base is None:
+            self._base = self.of(self._output[None])[0]
+        return self._base
+
+    def of(self, outputs: Tensor) -> Tensor:
+        """Evaluates outputs.
+
+        Args:
+            outputs: The outputs of k networks, of shape ``(k, b, ...)``.
+
+        Returns:
+            Their losses, float64 of shape ``(k, b)``; k queries.
+
+        Raises:
+            TypeError: If the head does not return a tensor.
+            ValueError: If it does not return one loss a network and sample.
+        """
+        return self._checked(self._head(outputs), outputs)
+
+    def changes(self, deltas: Tensor) -> Tensor:
+        """Evaluates outputs that are given by their differences from the base output.
+
+        Args:
+            deltas: The differences, of shape ``(k, b, ...)``.
+
+        Returns:
+            How the losses differ from ``base``, float64 of shape ``(k, b)``; k queries, and one
+            for the base unless it is known.
+
+        Raises:
+            TypeError: As ``of``.
+            ValueError: As ``of``.
+        """
+        base = self.base
+        if isinstance(self._head, DifferenceHead):
+            return self._checked(self._head.differences(self._output, deltas), deltas)
+        return self.of(self._output + deltas) - base
+
+    def between(self, up: Tensor, down: Tensor) -> Tensor:
+        """The losses of some differences less those of others, without the base."""
+        if isinstance(self._head, DifferenceHead):
+            changes = [self._head.differences(self._output, d) for d in (up, down)]
+            return self._checked(changes[0], up) - self._checked(changes[1], down)
+        return self.of(self._output + up) - self.of(self._output + down)
+
+    def _checked(self, losses: object, outputs: Tensor) -> Tensor:
+        if not isinstance(losses, Tensor):
+            raise TypeError(f"head must return a tensor, got {type(losses).__name__}")
+        if losses.shape != outputs.shape[:2]:
+            raise ValueError(
+                f"head must return one loss a network and sample, shape "
+                f"{tuple(outputs.shape[:2])}, got {tuple(losses.shape)}; do not average"
+            )
+        self.queries += len(losses)
+        return losses.detach().to(self._output.device, torch.float64)
+
+
+class Evaluation:
+    """The loss of one network on one batch, at its weights and around them.
+
+    Made by ``prepare`` of an engine.
+
+    Args:
+        first: The base pass.
+        head: The rest of the loss.
+        walk: How moved networks are evaluated.
+        relative: Whether ``walk`` gives differences from the base output.
+    """
+
+    def __init__(self, first: Pass, head: Head, walk: Walk, *, relative: bool = False) -> None:
         self._pass = first
-        self._head = head
+        self._losses = Losses(head, first.output)
         self._walk = walk
-        self._base_losses: Tensor | None = None
+        self._relative = relative
+
+    @property
+    def queries(self) -> int:
+        """The number of networks whose outputs the head has seen so far."""
+        return self._losses.queries
 
     @property
     def base(self) -> Tensor:
         """The loss at theta, float64 of shape ``()``; one query when first asked for."""
         with self._pass.unnoticed():
-            return self._reference().mean()
+            return self._losses.base.mean()
 
     def differences(self, coordinates: Tensor, *, mu: float, central: bool = False) -> Tensor:
         r"""Evaluates the loss with one weight moved, for many weights, eq. (1).
@@ -217,53 +307,32 @@ class Evaluation:
         """
         _check_vector(step, self._pass.weights.total)
         with self._pass.unnoticed():
-            other = self._displaced_losses(-step) if central else self._reference()
+            other = self._displaced_losses(-step) if central else self._losses.base
             return (self._displaced_losses(step) - other).mean()
 
     def _chunks(
         self, index: int, offsets: list[int], mu: float, central: bool
     ) -> Iterator[Tensor]:
-        exact = self._relative and isinstance(self._head, DifferenceHead)
-        evaluate = self._exact_differences if exact else self._moved_losses
-        moved = map(evaluate, self._walk(index, offsets, mu))
+        ups = self._walk(index, offsets, mu)
         if central:
-            others: Iterator[Tensor] = map(evaluate, self._walk(index, offsets, -mu))
+            for up, down in zip(ups, self._walk(index, offsets, -mu), strict=True):
+                yield self._between(up, down).mean(1)
         else:
-            reference = self._reference()
-            others = repeat(torch.zeros_like(reference) if exact else reference)
-        for losses, other in zip(moved, others, strict=False):
-            yield (losses - other).mean(1)
+            for up in ups:
+                yield self._change(up).mean(1)
+
+    def _change(self, up: Tensor) -> Tensor:
+        losses = self._losses
+        return losses.changes(up) if self._relative else losses.of(up) - losses.base
+
+    def _between(self, up: Tensor, down: Tensor) -> Tensor:
+        losses = self._losses
+        return losses.between(up, down) if self._relative else losses.of(up) - losses.of(down)
 
     def _displaced_losses(self, step: Tensor) -> Tensor:
         with self._pass.weights.displaced(step):
             output = self._pass.again()
-        return self._losses(output[None])[0]
-
-    def _reference(self) -> Tensor:
-        if self._base_losses is None:
-            self._base_losses = self._losses(self._pass.output[None])[0]
-        return self._base_losses
-
-    def _exact_differences(self, deltas: Tensor) -> Tensor:
-        assert isinstance(self._head, DifferenceHead)
-        return self._checked(self._head.differences(self._pass.output, deltas), deltas)
-
-    def _moved_losses(self, outputs: Tensor) -> Tensor:
-        return self._losses(self._pass.output + outputs if self._relative else outputs)
-
-    def _losses(self, outputs: Tensor) -> Tensor:
-        return self._checked(self._head(outputs), outputs)
-
-    def _checked(self, losses: object, outputs: Tensor) -> Tensor:
-        if not isinstance(losses, Tensor):
-            raise TypeError(f"head must return a tensor, got {type(losses).__name__}")
-        if losses.shape != outputs.shape[:2]:
-            raise ValueError(
-                f"head must return one loss a network and sample, shape "
-                f"{tuple(outputs.shape[:2])}, got {tuple(losses.shape)}; do not average"
-            )
-        self.queries += len(losses)
-        return losses.detach().to(self._pass.inputs.device, torch.float64)
+        return self._losses.of(output[None])[0]
 
 
 class Sequential:

@@ -16,10 +16,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from deepzero_apps.zeroth_order.agreement import agree
 from deepzero_apps.zeroth_order.base_pass import BasePass
 from deepzero_apps.zeroth_order.differences import Evaluation, Head, Pass, sequential
 from deepzero_apps.zeroth_order.graph import Suffix, Traced, Untraceable, trace
 from deepzero_apps.zeroth_order.propagation import Propagation
+from deepzero_apps.zeroth_order.propagation.starts import moves_weights
 from deepzero_apps.zeroth_order.threads import in_order
 
 _BUDGETS = {"cpu": 2**23, "cuda": 2**29}
@@ -100,7 +102,7 @@ class DifferencePropagation:
             size = self._size(first, propagation, index)
             if size:
                 chunks = [offsets[i : i + size] for i in range(0, len(offsets), size)]
-                workers = 1 if propagation.alone(suffix) else None
+                workers = 1 if _one_at_a_time(propagation, suffix) else None
                 for output, _ in in_order(
                     lambda part: move(offsets=part), chunks, workers=workers
                 ):
@@ -167,12 +169,12 @@ class _Graphs:
         with first.unnoticed():
             if mode in known:
                 base = _base(first, known[mode])
-                if _agree(base.output, first.output):
+                if agree(base.output, first.output):
                     return base
             first.before.restore()
             known[mode] = trace(first.network)
             base = _base(first, known[mode])
-        if not _agree(base.output, first.output):
+        if not agree(base.output, first.output):
             raise Untraceable("the traced graph does not give the network's own output")
         return base
 
@@ -188,6 +190,13 @@ def _base(first: Pass, traced: Traced) -> BasePass:
 def _mode(network: nn.Module) -> tuple[object, ...]:
     flags = tuple(module.training for module in network.modules())
     return (flags, tuple(id(p) for p in network.parameters()))
+
+
+def _one_at_a_time(propagation: Propagation, suffix: Suffix) -> bool:
+    """Whether chunks would disturb each other, or share one device's queue anyway."""
+    base = propagation.base
+    on_cpu = base.output.device.type == "cpu"
+    return not on_cpu or propagation.draws(suffix) or moves_weights(base, suffix.sites[0])
 
 
 def _one(
@@ -216,7 +225,7 @@ def _checked_bytes(
         moved, largest = propagation.run(
             suffix, first.weights, index=index, offsets=offsets, mu=mu
         )
-        if _agree(base.output + moved, single, precision):
+        if agree(base.output + moved, single, precision):
             return max(1, largest)
     except _FAILURES as error:
         reason = _first_line(error)
@@ -226,19 +235,6 @@ def _checked_bytes(
         stacklevel=2,
     )
     return 0
-
-
-def _agree(a: Tensor, b: Tensor, precision: torch.dtype | None = None) -> bool:
-    """Whether two outputs differ by rounding alone: a few thousand units, passed on by layers."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    if not b.is_floating_point():
-        return torch.equal(a, b)
-    tf32 = b.is_cuda and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
-    unit = 2.0**-11 if tf32 else torch.finfo(precision or b.dtype).eps
-    tolerance = min(4096 * unit, 0.05)
-    scale = float(b[b.isfinite()].abs().max()) if b.isfinite().any() else 0.0
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
 def _first_line(error: Exception) -> str:

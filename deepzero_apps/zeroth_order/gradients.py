@@ -11,7 +11,10 @@ gradient       queries a step                        estimate
 `Randomized`   q + 1 forward, 2 q + 1 central        RGE, `estimators` (2)
 ============== ===================================== =============================
 
-The odd query of the central estimates is the reported loss.
+The odd query of the central estimates is the reported loss. Two more have modules of their own:
+`deepzero_apps.zeroth_order.activations.Activations` moves layer outputs where they are fewer than
+weights, `deepzero_apps.zeroth_order.stale.Remembered` keeps the slopes that a sparse estimate
+leaves out.
 """
 
 __all__ = [
@@ -34,7 +37,7 @@ from deepzero_apps.zeroth_order.directions import Directions, Gaussian
 from deepzero_apps.zeroth_order.engines import Fastest
 from deepzero_apps.zeroth_order.estimators import Loss
 from deepzero_apps.zeroth_order.randomness import generator_for
-from deepzero_apps.zeroth_order.sparsity import SupportSchedule
+from deepzero_apps.zeroth_order.sparsity import Schedule
 from deepzero_apps.zeroth_order.state import Weights
 from deepzero_apps.zeroth_order.training import Observation
 
@@ -57,7 +60,7 @@ class FirstOrder:
         schedule: Which entries of the gradient are kept at a step; all by default.
     """
 
-    schedule: SupportSchedule | None = None
+    schedule: Schedule | None = None
 
     def __call__(
         self, network: nn.Module, inputs: Tensor, head: Head, *, step: int
@@ -69,7 +72,8 @@ class FirstOrder:
         support = self.schedule.at(step) if self.schedule else None
         if support is not None:
             _keep_only(network, support)
-        return Observation(float(loss.detach()), support)
+        redrawn = self.schedule is not None and self.schedule.redrawn(step)
+        return Observation(float(loss.detach()), support, redrawn=redrawn)
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Coordinates:
     """
 
     mu: float
-    schedule: SupportSchedule | None = None
+    schedule: Schedule | None = None
     central: bool = False
     engine: Engine = field(default_factory=Fastest)
 
@@ -107,7 +111,8 @@ class Coordinates:
         slopes = changes / (2 * self.mu if self.central else self.mu)
         gradient = torch.zeros(weights.total, dtype=slopes.dtype, device=slopes.device)
         write_gradient(weights, gradient.index_copy_(0, moved.to(slopes.device), slopes))
-        return Observation(loss, support)
+        redrawn = self.schedule is not None and self.schedule.redrawn(step)
+        return Observation(loss, support, redrawn=redrawn)
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,18 @@ class Traced:
             self._suffixes[name] = Suffix(tuple(sites), nodes, _expired(nodes, self.result))
         return self._suffixes[name]
 
+    def after(self, node: fx.Node) -> Suffix:
+        """Finds what must run again when the value of a node differs.
+
+        Args:
+            node: The node.
+
+        Returns:
+            A suffix whose only site is the node.
+        """
+        nodes = self._downstream([node])
+        return Suffix((node,), nodes, _expired(nodes, self.result))
+
     def _downstream(self, roots: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
         reached = set(roots)
         for node in self.nodes:

@@ -39,6 +39,7 @@ References:
 """
 
 __all__ = [
+    "Schedule",
     "SupportSchedule",
     "counts_by_energy",
     "counts_by_score",
@@ -53,6 +54,7 @@ __all__ = [
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -222,6 +224,23 @@ def draw(counts: Sequence[int], sizes: Sequence[int], *, generator: torch.Genera
     return torch.cat(parts)
 
 
+class Schedule(Protocol):
+    """Which coordinates a step moves: a pure function of the step."""
+
+    @property
+    def total(self) -> int:
+        """The number of coordinates of every draw."""
+        ...
+
+    def at(self, step: int) -> Tensor:
+        """Returns the sorted flat coordinates of a step."""
+        ...
+
+    def redrawn(self, step: int) -> bool:
+        """Tells whether a step is the first of a draw."""
+        ...
+
+
 @dataclass(frozen=True)
 class SupportSchedule:
     """Coordinates drawn anew every ``interval`` steps: a pure function of seed and step.
@@ -264,6 +283,10 @@ class SupportSchedule:
         """Returns the sorted flat coordinates of a step."""
         generator = generator_for(self.seed, "support", step // self.interval)
         return draw(self._counts(generator), self.sizes, generator=generator)
+
+    def redrawn(self, step: int) -> bool:
+        """Tells whether a step is the first of a draw."""
+        return step % self.interval == 0
 
     def _counts(self, generator: torch.Generator) -> list[int]:
         start = float(torch.rand((), generator=generator, dtype=torch.float64))

@@ -35,11 +35,13 @@ class Observation:
         loss: The loss at the weights before the step.
         support: The flat coordinates that were estimated; None for all of them.
         extra: Further numbers for the metrics.
+        redrawn: Whether the support was drawn anew for this step.
     """
 
     loss: float
     support: Tensor | None = None
     extra: Mapping[str, float] = field(default_factory=dict)
+    redrawn: bool = False
 
 
 GradientFunction = Callable[[int], Observation]

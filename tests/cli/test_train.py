@@ -58,6 +58,10 @@ def test_a_run_leaves_weights_result_metrics_and_figure(
         # Of 54 weights 14 are kept; six layers, eight directions each and the base score them.
         (["--sparsity", "0.75", "--interval-unit", "epochs"], 10 * 15 + 49),
         (["--sparsity", "0.75", "--allocation", "uniform", "--hold-unselected"], 10 * 15),
+        (["--sparsity", "0.75", "--stale-decay", "0.9", "--order", "cyclic"], 10 * 15 + 49),
+        # Two batch norm weights and biases, a convolution of 20 weights, ten logits, the loss twice.
+        (["--estimator", "outputs"], 10 * (4 + 20 + 10 + 2)),
+        (["--estimator", "outputs", "--sparsity", "0.5"], 10 * (4 + 10 + 5 + 2)),
         (["--budget", "200"], 3 * 55),
     ],
 )
@@ -68,6 +72,7 @@ def test_queries_are_as_stated(tmp_path: Path, flags: list[str], queries: int) -
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     flags = ["--epochs", "8", "--sparsity", "0.5", "--checkpoint-every", "0", "--clip", "1"]
+    flags += ["--stale-decay", "0.8", "--interval", "3", "--reset-momentum"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert train(whole, *flags) == 0
     command = [sys.executable, "-c", "from deepzero_apps.cli import main; main()", "train"]
@@ -165,6 +170,15 @@ def test_a_file_that_does_not_fit_is_refused(
         (["--mu", "0"], "--mu"),
         (["--estimator", "rge", "--q", "0"], "--q"),
         (["--q", "5"], "--q must be left out for cge, got 5"),
+        (["--stale-decay", "1.5", "--sparsity", "0.5"], "--stale-decay"),
+        (["--stale-decay", "0.5"], "--stale-decay must be left out unless weights are moved"),
+        (["--reset-momentum"], "--reset-momentum must be left out unless weights are moved"),
+        (
+            ["--estimator", "outputs", "--sparsity", "0.5", "--stale-decay", "0.5"],
+            "--stale-decay must be left out unless weights are moved",
+        ),
+        (["--estimator", "outputs", "--central"], "--central must be left out for outputs"),
+        (["--estimator", "outputs", "--mu-outputs", "0"], "--mu-outputs"),
         (["--estimator", "rge", "--sparsity", "0.5"], "--sparsity must be 0 for rge"),
         (["--depth", "4"], "--depth must be at most 3 for images of 8x8"),
         (["--batch", "1001"], "--batch must be at most the 1000 training images, got 1001"),

@@ -1,32 +1,32 @@
 """Classifier training: the loss, its price, sparse supports, and CGE against backpropagation."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from deepzero_apps.vision.classifiers import resnet
 from deepzero_apps.vision.images import Images
 from deepzero_apps.vision.training import (
-    ALLOCATIONS,
     Recipe,
-    Sparsity,
     accuracy,
     classifier_training,
     cross_entropy,
     queries_a_step,
-    support_schedule,
 )
+from deepzero_apps.zeroth_order.activations import Activations
 from deepzero_apps.zeroth_order.gradients import (
     Coordinates,
     FirstOrder,
     Randomized,
     WeightGradient,
 )
-from deepzero_apps.zeroth_order.oracle import BudgetExhausted, Meter
+from deepzero_apps.zeroth_order.oracle import Meter
 from deepzero_apps.zeroth_order.sparsity import SupportSchedule
 from deepzero_apps.zeroth_order.stacked import StackedRandomized
-from deepzero_apps.zeroth_order.state import Weights
+from deepzero_apps.zeroth_order.stale import Remembered
 
 CLASSES = ("a", "b", "c")
 
@@ -97,6 +97,37 @@ def test_a_first_step_of_sgd_is_the_rate_times_the_gradient() -> None:
     torch.testing.assert_close(after, theta - 0.3 * (g + 0.2 * theta), rtol=0, atol=1e-12)
 
 
+def test_an_optimizer_that_forgets_at_every_draw_has_no_momentum() -> None:
+    schedule = SupportSchedule((9, 1, 2, 2, 20, 1), (27, 3, 3, 3, 36, 3))
+    recipe = Recipe(steps=5, batch=8, lr=0.1)
+    forgetful, plain, other = (
+        trained(FirstOrder(schedule), replace(recipe, **fields))
+        for fields in ({"forget_at_redraw": True}, {"momentum": 0.0}, {})
+    )
+
+    torch.testing.assert_close(forgetful, plain, rtol=0, atol=1e-12)
+    assert not torch.allclose(forgetful, other)
+
+
+def test_momentum_lasts_as_long_as_a_draw() -> None:
+    schedule = SupportSchedule((9, 1, 2, 2, 20, 1), (27, 3, 3, 3, 36, 3), interval=2)
+    recipe = Recipe(steps=2, batch=8, lr=0.1)
+
+    kept, forgetful = (
+        trained(FirstOrder(schedule), replace(recipe, forget_at_redraw=forget))
+        for forget in (False, True)
+    )
+
+    assert torch.equal(kept, forgetful)
+
+
+def test_remembered_slopes_are_the_run_s_companion() -> None:
+    gradient = Remembered(FirstOrder(SupportSchedule((5,), (75,))), 0.9)
+    run = classifier_training(_Small(), images(), gradient, Recipe(steps=3, batch=8))
+
+    assert run.companion is gradient
+
+
 def test_the_rate_rises_in_the_warm_up_and_falls_along_a_half_cosine() -> None:
     recipe = Recipe(steps=10, batch=8, lr=0.4, warmup=2)
     rates = [
@@ -111,15 +142,38 @@ def test_the_rate_rises_in_the_warm_up_and_falls_along_a_half_cosine() -> None:
     ("gradient", "queries"),
     [
         (FirstOrder(), 1),
-        (Coordinates(mu=1e-3), 101),
-        (Coordinates(mu=1e-3, central=True), 201),
-        (Coordinates(mu=1e-3, schedule=SupportSchedule((3, 2), (60, 40))), 6),
+        (Coordinates(mu=1e-3), 76),
+        (Coordinates(mu=1e-3, central=True), 151),
+        (Coordinates(mu=1e-3, schedule=SupportSchedule((3, 2), (60, 15))), 6),
+        (Remembered(Coordinates(mu=1e-3, schedule=SupportSchedule((3,), (75,))), 0.9), 4),
         (Randomized(mu=1e-3, q=7), 8),
         (StackedRandomized(Randomized(mu=1e-3, q=7, central=True)), 15),
+        # three logits for the linear layer of 39 weights; the convolution's 12 outputs of 30
+        (Activations(mu=1e-3), 3 + 12 + 6 + 2),
+        (Activations(mu=1e-3, share=0.5), 2 + 6 + 6 + 2),
     ],
 )
 def test_queries_of_a_step(gradient: WeightGradient, queries: int) -> None:
-    assert queries_a_step(gradient, 100) == queries
+    assert queries_a_step(gradient, _Small(), images().pixels()) == queries
+
+
+@pytest.mark.parametrize(
+    ("depth", "shape", "outputs", "weights"),
+    [
+        # stem and stage 1 by weights, 432 + 6 x 2,304; stage 2 4,608 + 5 x 8,192, stage 3
+        # 6 x 4,096, the linear layer 10 outputs, 688 channels of batch norm twice, the loss twice
+        (20, (2, 3, 32, 32), 432 + 13_824 + 45_568 + 24_576 + 10 + 1_376 + 2, 269_723),
+        # stem by weights; 2 x 1,024, 2 x 512 and 2 x 256 outputs
+        (8, (2, 1, 8, 8), 144 + 2_048 + 1_024 + 512 + 10 + 480 + 2, 75_003),
+    ],
+)
+def test_outputs_of_a_resnet_are_fewer_than_its_weights(
+    depth: int, shape: tuple[int, ...], outputs: int, weights: int
+) -> None:
+    network, inputs = resnet(depth, channels=shape[1]), torch.rand(shape)
+
+    assert queries_a_step(Activations(mu=1e-3), network, inputs) == outputs
+    assert queries_a_step(Coordinates(mu=1e-3), network, inputs) == weights
 
 
 def test_queries_are_charged_and_a_budget_ends_the_run_before_it_is_exceeded() -> None:
@@ -143,49 +197,6 @@ def test_accuracy_is_the_share_of_right_answers_and_modes_are_put_back() -> None
 
     assert accuracy(network, images(10), rows=4) == pytest.approx(30.0)  # labels 1, 4, 7
     assert [m.training for m in network] == [True, False]
-
-
-@pytest.mark.parametrize(
-    ("allocation", "queries"),
-    [("uniform", 0), ("energy", 6 * 4 + 1), ("zo-grasp", 2 * 5), ("grasp", 2)],
-)
-def test_a_sparse_support_has_the_stated_size_and_price(allocation: str, queries: int) -> None:
-    assert allocation in ALLOCATIONS
-    network, meter = _Small(), Meter()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    sparsity = Sparsity(0.75, allocation, interval=2, q=4)
-
-    schedule = support_schedule(
-        network, images(), sparsity, Recipe(steps=4, batch=8), mu=1e-4, meter=meter
-    )
-
-    assert schedule is not None
-    assert schedule.total == round(0.25 * Weights(network).total)
-    assert torch.equal(schedule.at(0), schedule.at(1))
-    assert not torch.equal(schedule.at(1), schedule.at(2))
-    assert meter.spent == queries
-    assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
-
-
-def test_energies_find_the_layer_that_matters() -> None:
-    network = _Small()
-    with torch.no_grad():
-        network.linear.weight.zero_()  # nothing before the last layer then has a gradient
-    schedule = support_schedule(
-        network, images(), Sparsity(0.8, "energy", q=4), Recipe(steps=4, batch=8), mu=1e-4
-    )
-
-    assert schedule is not None
-    assert schedule.shares[:4] == (0, 0, 0, 0)
-
-
-def test_a_dense_gradient_has_no_schedule_and_a_budget_covers_scores() -> None:
-    recipe = Recipe(steps=4, batch=8)
-    assert support_schedule(_Small(), images(), Sparsity(0.0), recipe, mu=1e-3) is None
-    with pytest.raises(BudgetExhausted, match="does not cover 25 more"):
-        support_schedule(
-            _Small(), images(), Sparsity(0.5, "energy", q=4), recipe, mu=1e-3, meter=Meter(24)
-        )
 
 
 def test_augmentation_depends_on_seed_and_step_alone() -> None:
@@ -214,21 +225,6 @@ def test_a_recipe_out_of_range_is_refused(field: str, value: object, words: str)
         Recipe(**{"steps": 5, field: value})
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"share": 1.0}, r"sparsity must lie in \[0, 1\), got 1.0"),
-        ({"share": float("nan")}, r"sparsity must lie in \[0, 1\), got nan"),
-        ({"share": 0.5, "allocation": "best"}, "allocation must be one of uniform, .* got 'best'"),
-        ({"share": 0.5, "interval": 0}, "interval must be at least 1, got 0"),
-        ({"share": 0.5, "q": 0}, "q must be at least 1, got 0"),
-    ],
-)
-def test_a_sparsity_out_of_range_is_refused(fields: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        Sparsity(**fields)
-
-
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(
         ValueError, match="batch must be at most the number of training images, 24"
@@ -237,4 +233,4 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="got 0 rows"):
         accuracy(_Small(), images(), rows=0)
     with pytest.raises(TypeError, match=r"gradient must be FirstOrder, .* got object"):
-        queries_a_step(object(), 3)
+        queries_a_step(object(), _Small(), images().pixels())

@@ -6,8 +6,9 @@ of a convolution changes one channel of its output, and so do the operations aft
 channels are mixed; so long a difference is kept as that one channel: shape ``(K, *S)`` with 1 in
 place of the number of channels, and a number for each network that says which channel it is.
 
-Dense differences of images on a CPU are laid out ``channels_last`` (memory order ``(K, b, h, w,
-c)``), in which convolutions and pooling are fastest, and channels are next to each other.
+Dense differences of images are laid out ``channels_last`` (memory order ``(K, b, h, w, c)``), in which
+convolutions and pooling are fastest, and channels are next to each other; but not in float64, for
+which there are no such kernels.
 """
 
 __all__ = ["Delta", "Undefined", "laid_out", "zeros"]
@@ -95,4 +96,4 @@ def laid_out(base: Tensor) -> Tensor:
 
 
 def _channels_last(value: Tensor) -> bool:
-    return value.device.type == "cpu" and value.dtype != torch.float64
+    return value.dtype != torch.float64

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deepzero_apps.zeroth_order.base_pass import Value
-from deepzero_apps.zeroth_order.propagation.delta import Delta
+from deepzero_apps.zeroth_order.propagation.delta import Delta, laid_out
 from deepzero_apps.zeroth_order.propagation.table import Call, rule
 
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -86,7 +86,7 @@ def convolved(call: Call) -> Delta:
     if delta.channels is not None and delta.dim == 1 and call.x.ndim == module.weight.ndim:
         return _one_channel(module, delta, call)
     x = call.dense
-    weight = _weight(module, x, call)
+    weight = _weight(module, call)
     mapped = module._conv_forward(x.flatten(0, 1).to(weight.dtype), weight, None)
     return Delta(mapped.unflatten(0, x.shape[:2]))
 
@@ -114,7 +114,7 @@ def linearly_mapped(call: Call) -> Delta:
         columns = columns.view(len(delta), *[1] * (delta.values.ndim - 2), -1)
         return Delta(delta.values.to(columns.dtype) * columns)
     x = call.dense
-    weight = _weight(module, x, call)
+    weight = _weight(module, call)
     return Delta(functional.linear(x.to(weight.dtype), weight))
 
 
@@ -138,13 +138,13 @@ def _patches(x: Tensor, module: _Convolution, grid: torch.Size) -> Tensor:
     taps = list(itertools.product(*map(range, module.kernel_size)))
     patches = x.new_empty(len(x), len(taps), x.shape[1], *grid)
     for t, tap in enumerate(taps):
-        seen = (
+        seen = [
             slice(place * dilation, place * dilation + stride * (size - 1) + 1, stride)
             for place, dilation, stride, size in zip(
                 tap, module.dilation, module.stride, grid, strict=True
             )
-        )
-        patches[:, t] = x[(..., *seen)]
+        ]
+        patches[:, t] = x[(slice(None), slice(None), *seen)]
     return patches.flatten(2)
 
 
@@ -179,15 +179,12 @@ def _grid(windows: Tensor, module: _Convolution) -> torch.Size:
     return windows.shape[2 : 2 + len(module.kernel_size)]
 
 
-def _weight(module: _Convolution | nn.Linear, x: Tensor, call: Call) -> Tensor:
+def _weight(module: _Convolution | nn.Linear, call: Call) -> Tensor:
     """The layer's weights in the type and layout of a dense product."""
 
     def make() -> Tensor:
         weight = module.weight.detach()
         weight = weight.to(call.precision or weight.dtype)
-        images = weight.ndim == 4 and x.device.type == "cpu" and weight.dtype != torch.float64
-        return weight.contiguous(
-            memory_format=torch.channels_last if images else torch.contiguous_format
-        )
+        return laid_out(weight)
 
     return call.once("weight", make)  # type: ignore[no-any-return]

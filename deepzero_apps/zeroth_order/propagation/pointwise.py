@@ -1,16 +1,17 @@
 r"""Activations and other functions of one number, in forms that do not cancel.
 
-For a base value a and its difference d, with :math:`T = \tanh d, t = \tanh a`:
+For a base value a and its difference d:
 
 ==================== ==================================================================
 clamp to [l, h]      clamp(d + (a - c), l - c, h - c) with c = clamp(a); ReLU is l = 0
-tanh                 :math:`T (1 - t^2) / (1 + t T)`
+tanh                 :math:`\sinh d \,/\, (\cosh a \cosh(a + d))`
 sigmoid              half of tanh at halves
 exp                  :math:`e^a (e^d - 1)`
 log                  :math:`\log(1 + d / a)`
 softplus             :math:`\log(1 + \sigma(a) (e^d - 1))`
 ==================== ==================================================================
 
+Where d is large, and nothing cancels, functions that would overflow are subtracted as they are.
 All keep a difference on one channel. So does dropout, a factor that is drawn again from where the
 base pass drew it.
 """
@@ -82,13 +83,13 @@ def leaky(call: Call) -> Delta:
 
 
 def _tanh(a: Tensor, d: Tensor) -> Tensor:
-    t, step = torch.tanh(a), torch.tanh(d)
-    return step * (1 - t * t) / (1 + t * step)
+    moved = a + d
+    small = torch.sinh(d.clamp(-1, 1)) / (torch.cosh(a) * torch.cosh(moved))
+    return torch.where(d.abs() < 1, small, torch.tanh(moved) - torch.tanh(a))
 
 
 def _sigmoid(a: Tensor, d: Tensor) -> Tensor:
-    s, step = torch.sigmoid(a), torch.tanh(d / 2)
-    return 2 * step * s * (1 - s) / (1 + (2 * s - 1) * step)
+    return _tanh(a / 2, d / 2) / 2
 
 
 def _silu(a: Tensor, d: Tensor) -> Tensor:

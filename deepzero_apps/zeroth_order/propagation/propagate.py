@@ -7,7 +7,7 @@ Each node after the site turns the differences of its inputs into that of its ou
 __all__ = ["Propagation"]
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,9 +27,12 @@ from deepzero_apps.zeroth_order.propagation.fused import (
 )
 from deepzero_apps.zeroth_order.propagation.normalization import batch_statistics
 from deepzero_apps.zeroth_order.propagation.plan import Step, steps_of
-from deepzero_apps.zeroth_order.propagation.starts import moves_weights, start
+from deepzero_apps.zeroth_order.propagation.starts import start
 from deepzero_apps.zeroth_order.propagation.table import Call, rule_for
 from deepzero_apps.zeroth_order.state import Weights
+
+See = Callable[[fx.Node, Delta], None]
+"""Notes the differences of a node."""
 
 
 class Propagation:
@@ -63,30 +66,39 @@ class Propagation:
             The differences of the network's output, of shape ``(K, b, ...)``, and the bytes of
             the largest difference on the way, for one network.
         """
-        (site,) = suffix.sites
-        k = len(offsets)
-        first = start(self.base, site, weights, index=index, offsets=offsets, mu=mu)
-        values: dict[fx.Node, Value] = {site: first}
-        largest = _size(first)
-        for step in self._plan(suffix, site):
-            value = self._after(step, values, k)
-            values[step.node] = value
-            largest = max(largest, _size(value))
-            for expired in step.expired:
-                del values[expired]
-        return self._output(values.get(self.base.traced.result), k), largest // k
+        first = start(self.base, suffix.sites[0], weights, index=index, offsets=offsets, mu=mu)
+        return self.carry(suffix, first, networks=len(offsets))
 
-    def alone(self, suffix: Suffix) -> bool:
-        """Tells whether no two runs of a suffix may go on at a time.
+    def carry(
+        self, suffix: Suffix, first: Value, *, networks: int, see: See | None = None
+    ) -> tuple[Tensor, int]:
+        """Carries differences from the site of a suffix to the output.
 
         Args:
             suffix: The suffix, of one site.
+            first: The differences of the site's value.
+            networks: Their number K.
+            see: Called with each node and its differences, as soon as they are known.
 
         Returns:
-            Whether it draws random numbers, moves buffers, or moves the weights themselves.
+            As of `run`.
         """
-        moving = not self.base.moving.isdisjoint(suffix.nodes)
-        return moving or moves_weights(self.base, suffix.sites[0])
+        (site,) = suffix.sites
+        values: dict[fx.Node, Value] = {}
+        largest = 0
+        for step in (Step(site, None, ()), *self._plan(suffix, site)):
+            value = first if step.node is site else self._after(step, values, networks)
+            values[step.node] = value
+            largest = max(largest, _size(value))
+            if see is not None and isinstance(value, Delta):
+                see(step.node, value)
+            for expired in step.expired:
+                del values[expired]
+        return self._output(values.get(self.base.traced.result), networks), largest // networks
+
+    def draws(self, suffix: Suffix) -> bool:
+        """Tells whether passing a suffix draws random numbers or moves buffers."""
+        return not self.base.moving.isdisjoint(suffix.nodes)
 
     def _plan(self, suffix: Suffix, site: fx.Node) -> tuple[Step, ...]:
         if site not in self._plans:

@@ -27,6 +27,10 @@ from deepzero_apps.zeroth_order.threads import in_order
 _BUDGETS = {"cpu": 2**23, "cuda": 2**29}
 """Bytes of the largest difference of a chunk, by kind of device."""
 
+_PROBED = 8
+"""Samples of the batch on which differences are compared with whole re-runs: rules do not depend
+on their number, and re-runs are slow."""
+
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 
 
@@ -115,12 +119,14 @@ class DifferencePropagation:
 
     def _size(self, first: Pass, propagation: Propagation, index: int) -> int:
         """How many moves of a parameter make a chunk; none where they run one by one."""
-        base = propagation.base
+        traced = propagation.base.traced
         name, inputs = first.weights.names[index], first.inputs
         key = (name, inputs.shape, inputs.dtype, inputs.device, self._precision)
-        if key not in base.traced.verdicts:
-            base.traced.verdicts[key] = _checked_bytes(first, propagation, index, self._precision)
-        found = base.traced.verdicts[key]
+        if key not in traced.verdicts:
+            probe = _probe(first, propagation, self._precision)
+            found = _checked_bytes(first, probe, index, self._precision)
+            traced.verdicts[key] = -(-found * len(inputs) // len(probe.base.output))
+        found = traced.verdicts[key]
         budget = self._budget or _BUDGETS.get(inputs.device.type, _BUDGETS["cuda"])
         return max(1, budget // found) if found else 0
 
@@ -179,10 +185,10 @@ class _Graphs:
         return base
 
 
-def _base(first: Pass, traced: Traced) -> BasePass:
+def _base(first: Pass, traced: Traced, *, rows: int | None = None) -> BasePass:
     first.before.restore()
     try:
-        return BasePass(traced, first.network, first.inputs, moves=first.moves)
+        return BasePass(traced, first.network, first.inputs[:rows], moves=first.moves)
     except _FAILURES as error:
         raise Untraceable(f"the traced graph does not run: {_first_line(error)}") from error
 
@@ -190,6 +196,17 @@ def _base(first: Pass, traced: Traced) -> BasePass:
 def _mode(network: nn.Module) -> tuple[object, ...]:
     flags = tuple(module.training for module in network.modules())
     return (flags, tuple(id(p) for p in network.parameters()))
+
+
+def _probe(first: Pass, propagation: Propagation, precision: torch.dtype | None) -> Propagation:
+    """The same on the first samples, if the network takes fewer."""
+    if len(first.inputs) <= _PROBED:
+        return propagation
+    try:
+        base = _base(first, propagation.base.traced, rows=_PROBED)
+    except Untraceable:
+        return propagation
+    return Propagation(base, precision=precision) if len(base.output) == _PROBED else propagation
 
 
 def _one_at_a_time(propagation: Propagation, suffix: Suffix) -> bool:

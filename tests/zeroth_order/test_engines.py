@@ -152,3 +152,40 @@ def test_resnet20_is_batched_and_equals_sequential(training: bool) -> None:
     # Batch norm over few values multiplies rounding, of 1e-16 a sum, some hundredfold.
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
     assert expected.abs().max() > 1e-3
+
+
+def test_a_network_for_one_size_of_batch_is_checked_on_that() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(128, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.fc(x.reshape(20, 128)))
+
+    network, x = Fixed(), torch.randn(20, 2, 8, 8)
+    expected = Sequential().prepare(network, x, head).differences(torch.arange(9), mu=0.1)
+
+    got = DifferencePropagation().prepare(network, x, head).differences(torch.arange(9), mu=0.1)
+
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def test_places_that_change_have_no_difference() -> None:
+    class Ranked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.fc(x[:, 0, 0])
+            return y.gather(1, y.argsort(1)) * torch.arange(6.0)
+
+    network, x = Ranked(), images()
+    expected = Sequential().prepare(network, x, head).differences(torch.arange(9), mu=1.0)
+    evaluation = DifferencePropagation().prepare(network, x, head)
+
+    with pytest.warns(SlowEngineWarning, match="an input of gather changes and is no number"):
+        got = evaluation.differences(torch.arange(9), mu=1.0)
+
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)

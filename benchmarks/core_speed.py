@@ -47,9 +47,9 @@ from rich.console import Console
 from rich.table import Table
 
 from deepzero_apps.vision import resnet
-from deepzero_apps.vision.training import cross_entropy
 from deepzero_apps.zeroth_order.differences import Sequential
 from deepzero_apps.zeroth_order.gradients import network_loss
+from deepzero_apps.zeroth_order.heads import CrossEntropy
 from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.sparsity import counts_by_score, counts_by_size, zo_grasp
 from deepzero_apps.zeroth_order.state import Weights
@@ -196,7 +196,7 @@ def layer_counts(q: int) -> dict[str, list[int]]:
     sizes = Weights(resnet(20)).sizes
     kept = round((1 - SPARSITY) * sum(sizes))
     at = problem(GRASP_BATCH, [0] * len(sizes))
-    evaluation = Sequential().prepare(at.network, at.inputs, cross_entropy(at.labels))
+    evaluation = Sequential().prepare(at.network, at.inputs, CrossEntropy(at.labels))
     theta = torch.cat([p.flatten() for p in at.weights.parameters])
     loss = network_loss(evaluation, at.weights)
     scores = zo_grasp(loss, theta, mu=MU, q=q, generator=generator_for(0, "scores"))

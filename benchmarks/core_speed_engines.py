@@ -32,7 +32,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from deepzero_apps.vision import resnet
-from deepzero_apps.vision.training import cross_entropy
+from deepzero_apps.zeroth_order.heads import CrossEntropy
 from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.sparsity import draw
 from deepzero_apps.zeroth_order.state import Weights
@@ -136,7 +136,7 @@ class Ours:
         module = "differences" if name == "Sequential" else "engines"
         kind = getattr(import_module(f"deepzero_apps.zeroth_order.{module}"), name)
         self._engine = kind(**options)
-        self._at, self._head = at, cross_entropy(at.labels)
+        self._at, self._head = at, CrossEntropy(at.labels)
         self._firsts = [0, *accumulate(at.weights.sizes)]
         self._evaluation: Any = None
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from deepzero_apps.cli.compare_estimators import Cell, Estimator, Optimizer, train_cell
 from deepzero_apps.vision import adjustable_cnn, digits
-from deepzero_apps.vision.training import Recipe, classifier_training, cross_entropy
+from deepzero_apps.vision.training import Recipe, classifier_training
 from deepzero_apps.zeroth_order.differences import Head
 from deepzero_apps.zeroth_order.gradients import (
     Coordinates,
@@ -29,6 +29,7 @@ from deepzero_apps.zeroth_order.gradients import (
     Randomized,
     WeightGradient,
 )
+from deepzero_apps.zeroth_order.heads import CrossEntropy
 from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.stacked import StackedRandomized
 
@@ -102,7 +103,7 @@ def mu_study(depth: int = 2, q: int = 64) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     train = digits(seed=0).train
     network = adjustable_cnn(depth, channels=1, generator=generator_for(0, "initial weights"))
-    inputs, head = train.pixels(slice(0, 32)), cross_entropy(train.labels[:32])
+    inputs, head = train.pixels(slice(0, 32)), CrossEntropy(train.labels[:32])
     rows = _errors(network, inputs, head, q=q, when="at the start")
     recipe = Recipe(steps=120, batch=32, optimizer="adam", lr=0.1, weight_decay=0.0, warmup=12)
     for _ in classifier_training(network, train, FirstOrder(), recipe).run(120):

@@ -46,8 +46,8 @@ SURFACE = {
         "resnet",
     ],
     "deepzero_apps.zeroth_order": [
+        "Activations",
         "Coordinates",
-        "Evaluation",
         "Fastest",
         "FirstOrder",
         "Meter",
@@ -59,6 +59,7 @@ SURFACE = {
         "coordinate",
         "randomized",
     ],
+    "deepzero_apps.zeroth_order.propagation": ["Delta", "Propagation", "rule"],
 }
 
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from deepzero_apps.vision.images import Images
-from deepzero_apps.vision.training import Recipe, cross_entropy, training_batch
+from deepzero_apps.vision.training import Recipe, training_batch
 from deepzero_apps.zeroth_order.cyclic import CyclicSchedule
 from deepzero_apps.zeroth_order.engines import Fastest
 from deepzero_apps.zeroth_order.gradients import network_loss
+from deepzero_apps.zeroth_order.heads import CrossEntropy
 from deepzero_apps.zeroth_order.oracle import Meter
 from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.sparsity import (
@@ -127,7 +128,7 @@ def _scored_shares(
     mu: float,
     meter: Meter,
 ) -> list[float]:
-    inputs, head = batch[0], cross_entropy(batch[1])
+    inputs, head = batch[0], CrossEntropy(batch[1])
     weights = Weights(network)
     if sparsity.allocation == "grasp":
         meter.charge(2)

@@ -31,7 +31,6 @@ __all__ = [
     "Recipe",
     "accuracy",
     "classifier_training",
-    "cross_entropy",
     "queries_a_step",
     "training_batch",
 ]
@@ -47,7 +46,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from deepzero_apps.vision.augmentation import augment
 from deepzero_apps.vision.images import Images
 from deepzero_apps.zeroth_order.activations import Activations
-from deepzero_apps.zeroth_order.differences import Head
 from deepzero_apps.zeroth_order.gradients import (
     Coordinates,
     FirstOrder,
@@ -114,18 +112,6 @@ class Recipe:
         for name, (holds, expectation) in checks.items():
             if not holds:
                 raise ValueError(f"{name} must be {expectation}, got {getattr(self, name)}")
-
-
-def cross_entropy(labels: Tensor) -> Head:
-    """Makes the head of eq. (1).
-
-    Args:
-        labels: The samples' classes, int64 of shape ``(b,)``.
-
-    Returns:
-        A function of logits ``(k, b, classes)`` to losses ``(k, b)``, float64.
-    """
-    return CrossEntropy(labels)
 
 
 @torch.no_grad()
@@ -227,7 +213,7 @@ def classifier_training(
     def estimate(step: int) -> Observation:
         meter.charge(cost)
         inputs, labels = training_batch(train, recipe, step)
-        seen = gradient(network, inputs, cross_entropy(labels), step=step)
+        seen = gradient(network, inputs, CrossEntropy(labels), step=step)
         if recipe.forget_at_redraw and seen.redrawn:
             optimizer.state.clear()
         return seen

@@ -4,15 +4,15 @@ Three layers, each usable by itself:
 
 - of a function of points: `coordinate` and `randomized`, `Oracle` to count and cap what they ask,
   `bridge` to put a black box inside a torch graph;
-- of a network's loss: an engine such as `Fastest` gives an `Evaluation`, the loss with one weight
-  moved, and `Coordinates`, `Randomized` or `FirstOrder` write ``.grad``, on the weights that a
-  `SupportSchedule` draws;
+- of a network's loss: an engine such as `Fastest` evaluates it with single weights moved, and
+  `Coordinates` (on the weights that a `SupportSchedule` draws), `Activations`, `Randomized` or
+  `FirstOrder` write ``.grad``;
 - of a run: `Training` steps any torch optimizer, yields metrics and resumes exactly.
 """
 
 __all__ = [
+    "Activations",
     "Coordinates",
-    "Evaluation",
     "Fastest",
     "FirstOrder",
     "Meter",
@@ -25,8 +25,8 @@ __all__ = [
     "randomized",
 ]
 
+from deepzero_apps.zeroth_order.activations import Activations
 from deepzero_apps.zeroth_order.bridge import bridge
-from deepzero_apps.zeroth_order.differences import Evaluation
 from deepzero_apps.zeroth_order.engines import Fastest
 from deepzero_apps.zeroth_order.estimators import coordinate, randomized
 from deepzero_apps.zeroth_order.gradients import Coordinates, FirstOrder, Randomized

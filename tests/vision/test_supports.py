@@ -2,37 +2,14 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from deepzero_apps.vision.images import Images
 from deepzero_apps.vision.supports import ALLOCATIONS, Sparsity, support_schedule
 from deepzero_apps.vision.training import Recipe
 from deepzero_apps.zeroth_order.cyclic import CyclicSchedule
 from deepzero_apps.zeroth_order.oracle import BudgetExhausted, Meter
 from deepzero_apps.zeroth_order.sparsity import SupportSchedule
 from deepzero_apps.zeroth_order.state import Weights
-
-
-def images(count: int = 24) -> Images:
-    generator = torch.Generator().manual_seed(7)
-    pixels = torch.rand(count, 1, 4, 4, dtype=torch.float32, generator=generator)
-    return Images(pixels, torch.arange(count) % 3, ("a", "b", "c"))
-
-
-class _Small(nn.Module):
-    """Float64 on the float32 pixels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        self.conv = nn.Conv2d(1, 3, 3)
-        self.bn = nn.BatchNorm2d(3)
-        self.linear = nn.Linear(12, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.bn(self.conv(x.double())))
-        logits: Tensor = self.linear(torch.flatten(x, 1))
-        return logits
+from tests.tiny_images import Small, images
 
 
 @pytest.mark.parametrize(
@@ -41,7 +18,7 @@ class _Small(nn.Module):
 )
 def test_a_sparse_support_has_the_stated_size_and_price(allocation: str, queries: int) -> None:
     assert allocation in ALLOCATIONS
-    network, meter = _Small(), Meter()
+    network, meter = Small(), Meter()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     sparsity = Sparsity(0.75, allocation, interval=2, q=4)
 
@@ -58,7 +35,7 @@ def test_a_sparse_support_has_the_stated_size_and_price(allocation: str, queries
 
 
 def test_energies_find_the_layer_that_matters() -> None:
-    network = _Small()
+    network = Small()
     with torch.no_grad():
         network.linear.weight.zero_()  # nothing before the last layer then has a gradient
     schedule = support_schedule(
@@ -71,8 +48,8 @@ def test_energies_find_the_layer_that_matters() -> None:
 
 def test_a_cyclic_order_walks_the_same_shares() -> None:
     recipe = Recipe(steps=4, batch=8)
-    drawn = support_schedule(_Small(), images(), Sparsity(0.9), recipe, mu=1e-4)
-    walked = support_schedule(_Small(), images(), Sparsity(0.9, order="cyclic"), recipe, mu=1e-4)
+    drawn = support_schedule(Small(), images(), Sparsity(0.9), recipe, mu=1e-4)
+    walked = support_schedule(Small(), images(), Sparsity(0.9, order="cyclic"), recipe, mu=1e-4)
 
     assert isinstance(walked, CyclicSchedule)
     assert walked.plain == drawn
@@ -82,10 +59,10 @@ def test_a_cyclic_order_walks_the_same_shares() -> None:
 
 def test_a_dense_gradient_has_no_schedule_and_a_budget_covers_scores() -> None:
     recipe = Recipe(steps=4, batch=8)
-    assert support_schedule(_Small(), images(), Sparsity(0.0), recipe, mu=1e-3) is None
+    assert support_schedule(Small(), images(), Sparsity(0.0), recipe, mu=1e-3) is None
     with pytest.raises(BudgetExhausted, match="does not cover 25 more"):
         support_schedule(
-            _Small(), images(), Sparsity(0.5, "energy", q=4), recipe, mu=1e-3, meter=Meter(24)
+            Small(), images(), Sparsity(0.5, "energy", q=4), recipe, mu=1e-3, meter=Meter(24)
         )
 
 

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from deepzero_apps.vision.classifiers import resnet
-from deepzero_apps.vision.images import Images
 from deepzero_apps.vision.training import (
     Recipe,
     accuracy,
     classifier_training,
-    cross_entropy,
     queries_a_step,
 )
 from deepzero_apps.zeroth_order.activations import Activations
@@ -27,49 +25,14 @@ from deepzero_apps.zeroth_order.oracle import Meter
 from deepzero_apps.zeroth_order.sparsity import SupportSchedule
 from deepzero_apps.zeroth_order.stacked import StackedRandomized
 from deepzero_apps.zeroth_order.stale import Remembered
-
-CLASSES = ("a", "b", "c")
-
-
-def images(count: int = 24) -> Images:
-    generator = torch.Generator().manual_seed(7)
-    pixels = torch.rand(count, 1, 4, 4, dtype=torch.float32, generator=generator)
-    return Images(pixels, torch.arange(count) % 3, CLASSES)
-
-
-class _Small(nn.Module):
-    """Float64 on the float32 pixels, so that both gradients can be compared closely."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        self.conv = nn.Conv2d(1, 3, 3)
-        self.bn = nn.BatchNorm2d(3)
-        self.linear = nn.Linear(12, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.bn(self.conv(x.double())))
-        logits: Tensor = self.linear(torch.flatten(x, 1))
-        return logits
+from tests.tiny_images import Small, images
 
 
 def trained(gradient: WeightGradient, recipe: Recipe) -> Tensor:
-    network = _Small()
+    network = Small()
     for _ in classifier_training(network, images(), gradient, recipe).run(recipe.steps):
         pass
     return torch.cat([p.detach().flatten() for p in network.parameters()])
-
-
-def test_the_loss_is_cross_entropy_for_each_network_and_sample() -> None:
-    logits = torch.randn(4, 5, 3, dtype=torch.float32)
-    labels = torch.tensor([0, 2, 1, 1, 0])
-
-    losses = cross_entropy(labels)(logits)
-
-    assert losses.dtype == torch.float64
-    for k in range(4):
-        expected = nn.functional.cross_entropy(logits[k].double(), labels, reduction="none")
-        torch.testing.assert_close(losses[k], expected)
 
 
 def test_cge_trains_as_backpropagation_does() -> None:
@@ -80,17 +43,17 @@ def test_cge_trains_as_backpropagation_does() -> None:
     cge = trained(Coordinates(mu=1e-5, central=True), recipe)
 
     torch.testing.assert_close(cge, trained(FirstOrder(), recipe), rtol=0, atol=1e-6)
-    assert (cge - torch.cat([p.detach().flatten() for p in _Small().parameters()])).norm() > 0.1
+    assert (cge - torch.cat([p.detach().flatten() for p in Small().parameters()])).norm() > 0.1
 
 
 def test_a_first_step_of_sgd_is_the_rate_times_the_gradient() -> None:
-    network, recipe = _Small(), Recipe(steps=4, batch=24, lr=0.3, momentum=0.0, weight_decay=0.2)
+    network, recipe = Small(), Recipe(steps=4, batch=24, lr=0.3, momentum=0.0, weight_decay=0.2)
     data = images()
     loss = nn.functional.cross_entropy(network(data.pixels()), data.labels)
     g = torch.cat([x.flatten() for x in torch.autograd.grad(loss, list(network.parameters()))])
     theta = torch.cat([p.detach().flatten() for p in network.parameters()])
 
-    other = _Small()
+    other = Small()
     next(classifier_training(other, data, FirstOrder(), recipe).run(4))
 
     after = torch.cat([p.detach().flatten() for p in other.parameters()])
@@ -123,16 +86,14 @@ def test_momentum_lasts_as_long_as_a_draw() -> None:
 
 def test_remembered_slopes_are_the_run_s_companion() -> None:
     gradient = Remembered(FirstOrder(SupportSchedule((5,), (75,))), 0.9)
-    run = classifier_training(_Small(), images(), gradient, Recipe(steps=3, batch=8))
+    run = classifier_training(Small(), images(), gradient, Recipe(steps=3, batch=8))
 
     assert run.companion is gradient
 
 
 def test_the_rate_rises_in_the_warm_up_and_falls_along_a_half_cosine() -> None:
     recipe = Recipe(steps=10, batch=8, lr=0.4, warmup=2)
-    rates = [
-        m["lr"] for m in classifier_training(_Small(), images(), FirstOrder(), recipe).run(10)
-    ]
+    rates = [m["lr"] for m in classifier_training(Small(), images(), FirstOrder(), recipe).run(10)]
 
     cosine = [0.2 * (1 + math.cos(math.pi * t / 8)) for t in range(8)]
     assert rates == pytest.approx([0.2, 0.4, *cosine])
@@ -154,7 +115,7 @@ def test_the_rate_rises_in_the_warm_up_and_falls_along_a_half_cosine() -> None:
     ],
 )
 def test_queries_of_a_step(gradient: WeightGradient, queries: int) -> None:
-    assert queries_a_step(gradient, _Small(), images().pixels()) == queries
+    assert queries_a_step(gradient, Small(), images().pixels()) == queries
 
 
 @pytest.mark.parametrize(
@@ -181,7 +142,7 @@ def test_queries_are_charged_and_a_budget_ends_the_run_before_it_is_exceeded() -
     recipe = Recipe(steps=9, batch=8)
     gradient = Randomized(mu=1e-3, q=7)
 
-    run = classifier_training(_Small(), images(), gradient, recipe, meter=meter)
+    run = classifier_training(Small(), images(), gradient, recipe, meter=meter)
 
     assert [m["queries"] for m in run.run(9)] == [8, 16]
 
@@ -229,8 +190,8 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(
         ValueError, match="batch must be at most the number of training images, 24"
     ):
-        classifier_training(_Small(), images(), FirstOrder(), Recipe(steps=2, batch=25))
+        classifier_training(Small(), images(), FirstOrder(), Recipe(steps=2, batch=25))
     with pytest.raises(ValueError, match="got 0 rows"):
-        accuracy(_Small(), images(), rows=0)
+        accuracy(Small(), images(), rows=0)
     with pytest.raises(TypeError, match=r"gradient must be FirstOrder, .* got object"):
-        queries_a_step(object(), _Small(), images().pixels())
+        queries_a_step(object(), Small(), images().pixels())

@@ -111,12 +111,17 @@ class Propagation:
             return self._step(step.node, values, k)
         delta = values[group.source]
         if isinstance(delta, Delta) and is_dense_image(delta, self.base.values[group.source]):
-            side = None if group.other is None else values.get(group.other)
-            return normalized_and_rectified(delta, side, self._rows(group))
+            return normalized_and_rectified(delta, self._side(group, values), self._rows(group))
         within = dict(values)
         for node in group.members:
             within[node] = self._step(node, within, k)
         return within[step.node]
+
+    def _side(self, group: Group, values: dict[fx.Node, Value]) -> Delta | None:
+        side: Delta | None = values.get(group.other) if group.other is not None else None
+        if side is None or side.channels is None or side.dim == 1:
+            return side
+        return Delta(side.dense(self.base.values[group.other]))
 
     def _rows(self, group: Group) -> Rows:
         kept = self._kept.setdefault(group.norm, {})

@@ -109,3 +109,25 @@ def test_kernels_equal_rules(training: bool) -> None:
 
     # float32 rounding, 6e-8 an operation, of some tens of operations of norms over five images
     assert relative(got, expected) < 2e-5
+
+
+def test_a_shortcut_that_differs_on_another_dimension_joins_before_the_relu() -> None:
+    class Sideways(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.columns = nn.Linear(6, 6)
+            self.conv, self.norm = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.columns(x)
+            return torch.relu(self.norm(self.conv(y)) + y).mean((2, 3))
+
+    network, images = Sideways(), torch.randn(5, 2, 6, 6)
+    labels, coordinates = torch.arange(5) % 2, torch.arange(0, 42, 5)
+    head = CrossEntropy(labels)
+    expected = Sequential().prepare(network, images, head).differences(coordinates, mu=0.1)
+
+    single = copy.deepcopy(network).float()
+    evaluation = DifferencePropagation().prepare(single, images.float(), head)
+
+    assert relative(evaluation.differences(coordinates, mu=0.1), expected) < 2e-5

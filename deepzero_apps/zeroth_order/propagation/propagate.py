@@ -118,7 +118,9 @@ class Propagation:
         return within[step.node]
 
     def _side(self, group: Group, values: dict[fx.Node, Value]) -> Delta | None:
-        side: Delta | None = values.get(group.other) if group.other is not None else None
+        if group.other is None:
+            return None
+        side: Delta | None = values.get(group.other)
         if side is None or side.channels is None or side.dim == 1:
             return side
         return Delta(side.dense(self.base.values[group.other]))

@@ -44,8 +44,8 @@ __all__ = [
 ]
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -73,7 +73,7 @@ class DifferenceHead(Protocol):
         ...
 
 
-Walk = Callable[[int, Sequence[int], float], Iterator[Tensor]]
+Walk = Callable[[int, Sequence[int], float], Generator[Tensor, None, None]]
 """A parameter's number, offsets in it and a step to the outputs ``(k, b, ...)`` of the networks
 with one entry moved each, or to how they differ from the base output, chunk by chunk in the
 order of the offsets."""
@@ -146,10 +146,17 @@ class Pass:
         finally:
             now.restore()
 
-    def again(self) -> Tensor:
-        """Runs the network as in the first pass, with the weights as they are now."""
+    def again(self, *, rows: int | None = None) -> Tensor:
+        """Runs the network as in the first pass, with the weights as they are now.
+
+        Args:
+            rows: The number of samples, all by default.
+
+        Returns:
+            The output.
+        """
         self.before.restore()
-        output: Tensor = self.network(self.inputs)
+        output: Tensor = self.network(self.inputs[:rows])
         return output.clone()  # it may be a view of a weight that is about to move back
 
 
@@ -286,7 +293,8 @@ class Evaluation:
         )
         with self._pass.unnoticed():
             for index, (positions, offsets) in groups.items():
-                values[positions] = torch.cat(list(self._chunks(index, offsets, mu, central)))
+                with closing(self._chunks(index, offsets, mu, central)) as chunks:
+                    values[positions] = torch.cat(list(chunks))
         return values
 
     def displaced(self, step: Tensor, *, central: bool = False) -> Tensor:
@@ -312,14 +320,15 @@ class Evaluation:
 
     def _chunks(
         self, index: int, offsets: list[int], mu: float, central: bool
-    ) -> Iterator[Tensor]:
-        ups = self._walk(index, offsets, mu)
-        if central:
-            for up, down in zip(ups, self._walk(index, offsets, -mu), strict=True):
+    ) -> Generator[Tensor, None, None]:
+        with ExitStack() as stack:  # closed at once if the head raises, and not by a collector
+            ups = stack.enter_context(closing(self._walk(index, offsets, mu)))
+            if not central:
+                yield from (self._change(up).mean(1) for up in ups)
+                return
+            downs = stack.enter_context(closing(self._walk(index, offsets, -mu)))
+            for up, down in zip(ups, downs, strict=True):
                 yield self._between(up, down).mean(1)
-        else:
-            for up in ups:
-                yield self._change(up).mean(1)
 
     def _change(self, up: Tensor) -> Tensor:
         losses = self._losses
@@ -355,7 +364,7 @@ def sequential(first: Pass, head: Head) -> Evaluation:
         The evaluation.
     """
 
-    def walk(index: int, offsets: Sequence[int], mu: float) -> Iterator[Tensor]:
+    def walk(index: int, offsets: Sequence[int], mu: float) -> Generator[Tensor, None, None]:
         for offset in offsets:
             with first.weights.moved(index, offset, mu):
                 output = first.again()

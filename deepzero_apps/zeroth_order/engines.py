@@ -9,23 +9,28 @@ once for each parameter, shape and mode.
 __all__ = ["DifferencePropagation", "Fastest", "PrefixReuse", "SlowEngineWarning"]
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from deepzero_apps.zeroth_order.agreement import agree
+from deepzero_apps.zeroth_order.agreement import agree, agree_by_moves
 from deepzero_apps.zeroth_order.base_pass import BasePass
 from deepzero_apps.zeroth_order.differences import Evaluation, Head, Pass, sequential
 from deepzero_apps.zeroth_order.graph import Suffix, Traced, Untraceable, trace
 from deepzero_apps.zeroth_order.propagation import Propagation
+from deepzero_apps.zeroth_order.propagation.delta import NoDifference
 from deepzero_apps.zeroth_order.propagation.starts import moves_weights
 from deepzero_apps.zeroth_order.threads import in_order
 
 _BUDGETS = {"cpu": 2**23, "cuda": 2**29}
 """Bytes of the largest difference of a chunk, by kind of device."""
+
+_WHOLE = -1
+"""The verdict on a parameter whose moves need passes of the network itself."""
 
 _PROBED = 8
 """Samples of the batch on which differences are compared with whole re-runs: rules do not depend
@@ -53,12 +58,12 @@ class PrefixReuse:
         first = Pass(network, inputs)
         base = self._graphs.base(first)
 
-        def walk(index: int, offsets: Sequence[int], mu: float) -> Iterator[Tensor]:
+        def walk(index: int, offsets: Sequence[int], mu: float) -> Generator[Tensor, None, None]:
             suffix = base.traced.suffix(first.weights.names[index])
             for offset in offsets:
                 yield _one(first, base, suffix, index=index, offset=offset, mu=mu)
 
-        return Evaluation(first, head, walk)
+        return Evaluation(first, head, walk, relative=True)
 
 
 class DifferencePropagation:
@@ -79,10 +84,12 @@ class DifferencePropagation:
 
     Raises:
         ValueError: If ``budget`` is not positive.
-        TypeError: If ``precision`` is no type of floating point.
+        TypeError: If ``budget`` is no integer, or ``precision`` no type of floating point.
     """
 
     def __init__(self, budget: int | None = None, *, precision: torch.dtype | None = None) -> None:
+        if budget is not None and not isinstance(budget, int):
+            raise TypeError(f"budget must be a whole number of bytes, got {budget!r}")
         if budget is not None and not budget > 0:
             raise ValueError(f"budget must be a positive number of bytes, got {budget}")
         if precision is not None and not getattr(precision, "is_floating_point", False):
@@ -99,26 +106,32 @@ class DifferencePropagation:
     def _evaluation(self, first: Pass, head: Head) -> Evaluation:
         base = self._graphs.base(first)
         propagation = Propagation(base, precision=self._precision)
+        threads = torch.get_num_threads()
 
-        def walk(index: int, offsets: Sequence[int], mu: float) -> Iterator[Tensor]:
+        def walk(index: int, offsets: Sequence[int], mu: float) -> Generator[Tensor, None, None]:
             suffix = base.traced.suffix(first.weights.names[index])
             move = partial(propagation.run, suffix, first.weights, index=index, mu=mu)
-            size = self._size(first, propagation, index)
-            if size:
+            size, done = self._size(first, propagation, index), 0
+            if size > 0:
                 chunks = [offsets[i : i + size] for i in range(0, len(offsets), size)]
-                workers = 1 if _one_at_a_time(propagation, suffix) else None
-                for output, _ in in_order(
-                    lambda part: move(offsets=part), chunks, workers=workers
-                ):
-                    yield output
-                return
-            for offset in offsets:
-                yield _one(first, base, suffix, index=index, offset=offset, mu=mu) - base.output
+                workers = 1 if _one_at_a_time(propagation, suffix) else threads
+                try:
+                    with closing(
+                        in_order(lambda part: move(offsets=part), chunks, workers=workers)
+                    ) as outputs:
+                        for output, _ in outputs:
+                            yield output
+                            done += len(output)
+                except NoDifference as reason:
+                    _warn_slow(first.weights.names[index], str(reason))
+            one = _whole if size == _WHOLE else _one
+            for offset in offsets[done:]:
+                yield one(first, base, suffix, index=index, offset=offset, mu=mu)
 
         return Evaluation(first, head, walk, relative=True)
 
     def _size(self, first: Pass, propagation: Propagation, index: int) -> int:
-        """How many moves of a parameter make a chunk; none where they run one by one."""
+        """How many moves of a parameter make a chunk; 0 where they run one by one, or `_WHOLE`."""
         traced = propagation.base.traced
         name, inputs = first.weights.names[index], first.inputs
         key = (name, inputs.shape, inputs.dtype, inputs.device, self._precision)
@@ -127,8 +140,10 @@ class DifferencePropagation:
             found = _checked_bytes(first, probe, index, self._precision)
             traced.verdicts[key] = -(-found * len(inputs) // len(probe.base.output))
         found = traced.verdicts[key]
+        if found <= 0:
+            return _WHOLE if found else 0
         budget = self._budget or _BUDGETS.get(inputs.device.type, _BUDGETS["cuda"])
-        return max(1, budget // found) if found else 0
+        return max(1, budget // found)
 
 
 class Fastest(DifferencePropagation):
@@ -219,39 +234,73 @@ def _one_at_a_time(propagation: Propagation, suffix: Suffix) -> bool:
 def _one(
     first: Pass, base: BasePass, suffix: Suffix, *, index: int, offset: int, mu: float
 ) -> Tensor:
+    """How the output differs when a weight moves, by running what depends on it."""
     with first.weights.moved(index, offset, mu):
-        return base.rerun(suffix)[None].clone()
+        return (base.rerun(suffix) - base.output)[None]
+
+
+def _whole(
+    first: Pass, base: BasePass, _: Suffix, *, index: int, offset: int, mu: float
+) -> Tensor:
+    """The same by running the network itself, on as many samples as the base pass has."""
+    rows = len(base.output)
+    reference = first.output if rows == len(first.output) else base.output
+    with first.weights.moved(index, offset, mu):
+        return (first.again(rows=rows) - reference)[None]
 
 
 def _checked_bytes(
     first: Pass, propagation: Propagation, index: int, precision: torch.dtype | None
 ) -> int:
-    """Compares two moves with whole re-runs, by steps too large to miss.
+    """Compares some moves with whole passes of the network, by steps too large to miss.
 
     Returns:
-        The bytes of the largest difference of one network, or 0 if they do not agree.
+        The bytes of the largest difference of one network; 0 if moves must run one by one, -1 if
+        not even the graph's suffix gives what the network does.
     """
     base, name = propagation.base, first.weights.names[index]
-    suffix = base.traced.suffix(name)
-    if len(suffix.sites) != 1:
+    suffix, size = base.traced.suffix(name), first.weights.sizes[index]
+    offsets, mu = sorted({0, size // 2, size - 1}), 1.0
+    moves = partial(_moves, first, base, suffix, index=index, offsets=offsets, mu=mu)
+    whole = moves(_whole)
+    if len(suffix.sites) == 1:
+        reason = "its differences do not add up to whole passes"
+        try:
+            moved, largest = propagation.run(
+                suffix, first.weights, index=index, offsets=offsets, mu=mu
+            )
+            if agree_by_moves(moved, whole, base.output, precision):
+                return max(1, largest)
+        except _FAILURES as error:
+            reason = _first_line(error)
+        _warn_slow(name, reason)
+    if agree_by_moves(moves(_one), whole, base.output):
         return 0
-    offsets, mu = (0, first.weights.sizes[index] - 1), 1.0
-    single = torch.cat([_one(first, base, suffix, index=index, offset=o, mu=mu) for o in offsets])
-    reason = "its differences do not add up to whole passes"
-    try:
-        moved, largest = propagation.run(
-            suffix, first.weights, index=index, offsets=offsets, mu=mu
-        )
-        if agree(base.output + moved, single, precision):
-            return max(1, largest)
-    except _FAILURES as error:
-        reason = _first_line(error)
+    _warn_slow(name, "the graph does not show all that depends on it; the whole network is run")
+    return -1
+
+
+def _moves(
+    first: Pass,
+    base: BasePass,
+    suffix: Suffix,
+    one: Callable[..., Tensor],
+    *,
+    index: int,
+    offsets: Sequence[int],
+    mu: float,
+) -> Tensor:
+    return torch.cat(
+        [one(first, base, suffix, index=index, offset=offset, mu=mu) for offset in offsets]
+    )
+
+
+def _warn_slow(name: str, reason: str) -> None:
     warnings.warn(
         f"moves of {name!r} run one by one, which is slower: {reason}",
         SlowEngineWarning,
         stacklevel=2,
     )
-    return 0
 
 
 def _first_line(error: Exception) -> str:

@@ -170,6 +170,10 @@ def _refuse_hooks(network: nn.Module) -> None:
     for name, module in network.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise Untraceable(f"module {name or 'network'!r} has forward hooks")
+        if "forward" in vars(module):
+            raise Untraceable(
+                f"module {name or 'network'!r} has a forward of its own, unlike its type"
+            )
 
 
 def _defaults(network: nn.Module) -> dict[str, Any] | None:

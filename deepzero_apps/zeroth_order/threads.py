@@ -7,7 +7,7 @@ better than every small operation cut up, and results do not depend on the numbe
 __all__ = ["in_order"]
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], *, workers: int | None = None
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Applies a function to items, a few ahead of the consumer.
 
     Args:

@@ -189,3 +189,105 @@ def test_places_that_change_have_no_difference() -> None:
         got = evaluation.differences(torch.arange(9), mu=1.0)
 
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+class Hidden(nn.Module):
+    """A weight that torch.fx reads as a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(3, 128))
+        self.v = nn.Parameter(torch.randn(128))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x.flatten(1) * self.v, self._parameters["w"] * 2)
+
+
+class SharedStorage(nn.Module):
+    """Two parameters in one memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.b.weight = nn.Parameter(self.a.weight.data)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.a(x[:, 0, 0])))
+
+
+@pytest.mark.parametrize("kind", [Hidden, SharedStorage])
+def test_what_the_graph_does_not_show_is_found_and_run_whole(kind: type[nn.Module]) -> None:
+    network, x = kind(), images()
+    coordinates = torch.arange(0, sum(p.numel() for p in network.parameters()), 7)
+    expected = Sequential().prepare(network, x, head).differences(coordinates, mu=0.1)
+    evaluation = DifferencePropagation().prepare(network, x, head)
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        got = evaluation.differences(coordinates, mu=0.1)
+
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    assert any("the graph does not show all" in str(warning.message) for warning in said)
+
+
+def test_a_module_with_a_forward_of_its_own_is_not_mistaken_for_its_type() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(128, 3))
+    network[1].forward = torch.tanh  # type: ignore[method-assign]
+    with pytest.warns(SlowEngineWarning, match="module '1' has a forward of its own"):
+        Fastest().prepare(network, images(), head)
+
+
+def test_pooling_that_leaves_a_margin_is_no_average_of_all() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AvgPool2d(4, 9))
+    with torch.no_grad():
+        network[0].bias[[0, -1]] = -100.0  # the first and the last channel are dead
+    coordinates = torch.arange(sum(p.numel() for p in network.parameters()))
+    x = images()
+    expected = Sequential().prepare(network, x, head).differences(coordinates, mu=0.1)
+
+    got = DifferencePropagation().prepare(network, x, head).differences(coordinates, mu=0.1)
+
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def test_a_move_that_changes_a_place_runs_whole_even_after_the_check() -> None:
+    class Above(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.fc(x[:, 0, 0])
+            return y * (y > -20.0)
+
+    network, x = Above(), images()
+    expected = Sequential().prepare(network, x, head).differences(torch.arange(48), mu=60.0)
+    evaluation = DifferencePropagation().prepare(network, x, head)
+
+    with pytest.warns(SlowEngineWarning, match="changes and is no number"):
+        got = evaluation.differences(torch.arange(48), mu=60.0)
+
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def test_torch_has_its_threads_back_while_a_head_s_error_is_looked_at() -> None:
+    def fails(outputs: Tensor) -> Tensor:
+        if len(outputs) > 1:
+            raise ArithmeticError("no answer")
+        return head(outputs)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        evaluation = DifferencePropagation().prepare(make("plain", training=True), images(), fails)
+        with pytest.raises(ArithmeticError) as caught:
+            evaluation.differences(torch.arange(40), mu=0.1)
+        assert torch.get_num_threads() == 2
+        assert caught.value.args == ("no answer",)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_budget_that_is_no_whole_number_is_named() -> None:
+    with pytest.raises(TypeError, match=r"budget must be a whole number of bytes, got 1500000\.0"):
+        DifferencePropagation(budget=1.5e6)  # type: ignore[arg-type]

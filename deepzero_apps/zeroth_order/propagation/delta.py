@@ -11,7 +11,7 @@ convolutions and pooling are fastest, and channels are next to each other; but n
 which there are no such kernels.
 """
 
-__all__ = ["Delta", "Undefined", "laid_out", "zeros"]
+__all__ = ["Delta", "NoDifference", "Undefined", "laid_out", "zeros"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -74,6 +74,10 @@ class Delta:
         channel = filled.movedim(self.dim + 1, 1)
         channel[networks, self.channels] = self.values.squeeze(self.dim + 1)
         return filled
+
+
+class NoDifference(ValueError):
+    """A move changes something that has no difference, such as an index, and that matters."""
 
 
 class Undefined:

@@ -7,7 +7,6 @@ numbers, buffers, operations that vmap does not know).
 
 __all__ = ["differences_of", "fallback"]
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -17,7 +16,8 @@ from deepzero_apps.zeroth_order.base_pass import Value
 from deepzero_apps.zeroth_order.propagation.delta import Delta, Undefined
 from deepzero_apps.zeroth_order.propagation.table import Call
 
-_VMAP_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+_VMAP_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, UserWarning)
+"""The last where warnings are errors: vmap warns of operations that it runs one by one."""
 
 
 def fallback(call: Call) -> Value:
@@ -62,9 +62,7 @@ def differences_of(outputs: list[Value], reference: Value) -> Value:
 def _outputs(run: Callable[..., Value], differences: list[Tensor], call: Call) -> Value:
     if not call.moving:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # vmap's own, of its speed
-                return torch.vmap(run)(*differences)
+            return torch.vmap(run)(*differences)
         except _VMAP_FAILURES:
             pass
     return _stacked([run(*(d[k] for d in differences)) for k in range(call.networks)])

@@ -36,7 +36,8 @@ def pooled(call: Call) -> Value:
     if delta.dim != 1 or call.output.ndim != call.x.ndim:
         return mapped(call)
     rows = delta.values.flatten(0, 1)
-    if rows.ndim == 4 and call.output[0, 0].numel() == 1:
+    adaptive = isinstance(call.module, nn.AdaptiveAvgPool2d)
+    if adaptive and rows.ndim == 4 and call.output[0, 0].numel() == 1:
         averages = functional.avg_pool2d(rows, rows.shape[2:])  # faster in bfloat16
     else:
         averages = call.operation(rows, *call.args[1:], **call.kwargs)

@@ -16,7 +16,7 @@ from torch.fx.node import map_aggregate, map_arg
 
 from deepzero_apps.zeroth_order.base_pass import BasePass, Value
 from deepzero_apps.zeroth_order.graph import Suffix
-from deepzero_apps.zeroth_order.propagation.delta import Delta, Undefined
+from deepzero_apps.zeroth_order.propagation.delta import Delta, NoDifference, Undefined
 from deepzero_apps.zeroth_order.propagation.fallback import fallback
 from deepzero_apps.zeroth_order.propagation.fused import (
     Group,
@@ -174,8 +174,8 @@ class Propagation:
         return delta.dense(output).expand(k, *output.shape)
 
 
-def _no_difference(what: str) -> ValueError:
-    return ValueError(f"{what} changes and is no number, so that it has no difference")
+def _no_difference(what: str) -> NoDifference:
+    return NoDifference(f"{what} changes and is no number, so that it has no difference")
 
 
 def _deltas_of(argument: Value, values: dict[fx.Node, Value]) -> Value:

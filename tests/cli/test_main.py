@@ -17,7 +17,8 @@ TINY = ["--method", "mse", "--steps", "2", "--width", "1", "--batch", "8"]
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    found = (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
 
 
 @pytest.mark.parametrize(

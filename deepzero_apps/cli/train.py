@@ -19,19 +19,12 @@ from deepzero_apps.cli.choices import Dataset, Network, network_for, splits_for
 from deepzero_apps.cli.settings import CommonSettings, Misuse
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from deepzero_apps.runs import RunFolder
     from deepzero_apps.vision import Splits
     from deepzero_apps.vision.training import Recipe
-    from deepzero_apps.zeroth_order.gradients import WeightGradient
-    from deepzero_apps.zeroth_order.oracle import Meter
     from deepzero_apps.zeroth_order.training import Training
 
 _INFINITY = float("inf")
-
-_SCORE_DIRECTIONS = {"zo-grasp": 192, "energy": 8}
-"""Directions of the layer scores: DeepZero's number in all; ours for each layer."""
 
 
 class TrainSettings(CommonSettings):
@@ -202,6 +195,7 @@ def run(settings: TrainSettings) -> int:
 
 def _prepared(settings: TrainSettings) -> _Task:
     """Loads data and builds network and estimate; refuses what cannot work before any file."""
+    from deepzero_apps.cli.training_gradient import gradient_for
     from deepzero_apps.vision import Splits
     from deepzero_apps.vision.training import classifier_training
     from deepzero_apps.zeroth_order.oracle import BudgetExhausted, Meter
@@ -233,7 +227,7 @@ def _prepared(settings: TrainSettings) -> _Task:
     recipe = _recipe(settings, epoch * settings.epochs)
     meter = Meter(settings.budget)
     try:
-        gradient = _gradient(settings, network, splits, recipe, meter=meter, epoch=epoch)
+        gradient = gradient_for(settings, network, splits, recipe, meter=meter, epoch=epoch)
     except BudgetExhausted as error:
         raise Misuse(f"--budget must cover the scores of --allocation: {error}") from error
     training = classifier_training(network, splits.train, gradient, recipe, meter=meter)
@@ -258,77 +252,6 @@ def _recipe(settings: TrainSettings, steps: int) -> "Recipe":
         hold_unselected=settings.hold_unselected,
         forget_at_redraw=settings.reset_momentum,
         seed=settings.seed,
-    )
-
-
-def _gradient(
-    settings: TrainSettings,
-    network: "nn.Module",
-    splits: "Splits",
-    recipe: "Recipe",
-    *,
-    meter: "Meter",
-    epoch: int,
-) -> "WeightGradient":
-    import torch
-
-    from deepzero_apps.vision.supports import Sparsity, support_schedule
-    from deepzero_apps.zeroth_order.activations import Activations
-    from deepzero_apps.zeroth_order.engines import Fastest
-    from deepzero_apps.zeroth_order.gradients import Coordinates, FirstOrder
-    from deepzero_apps.zeroth_order.stale import Remembered
-
-    precision = torch.bfloat16 if settings.precision == "bfloat16" else None
-    if settings.estimator == "rge":
-        return _randomized(settings, network)
-    if settings.estimator == "outputs":
-        return Activations(
-            mu=settings.mu,
-            mu_outputs=settings.mu_outputs,
-            share=1 - settings.sparsity,
-            seed=settings.seed,
-            precision=precision,
-        )
-    sparsity = Sparsity(
-        settings.sparsity,
-        allocation=settings.allocation,
-        interval=settings.interval * (epoch if settings.interval_unit == "epochs" else 1),
-        order=settings.order,
-        q=_SCORE_DIRECTIONS.get(settings.allocation, 1),
-    )
-    schedule = support_schedule(
-        network, splits.train, sparsity, recipe, mu=settings.mu, meter=meter
-    )
-    plain: WeightGradient = FirstOrder(schedule)
-    if settings.estimator == "cge":
-        plain = Coordinates(
-            mu=settings.mu,
-            schedule=schedule,
-            central=settings.central,
-            engine=Fastest(precision=precision),
-        )
-    return Remembered(plain, settings.stale_decay) if settings.stale_decay else plain
-
-
-def _randomized(settings: TrainSettings, network: "nn.Module") -> "WeightGradient":
-    from deepzero_apps.zeroth_order.directions import Directions, Gaussian, Rademacher, Sphere
-    from deepzero_apps.zeroth_order.gradients import Randomized
-    from deepzero_apps.zeroth_order.stacked import StackedRandomized
-    from deepzero_apps.zeroth_order.state import Weights
-
-    laws: dict[str, Directions] = {
-        "gaussian": Gaussian(),
-        "sphere": Sphere(),
-        "rademacher": Rademacher(),
-    }
-    return StackedRandomized(
-        Randomized(
-            mu=settings.mu,
-            q=settings.q if settings.q is not None else Weights(network).total,
-            directions=laws[settings.directions],
-            central=settings.central,
-            seed=settings.seed,
-        )
     )
 
 

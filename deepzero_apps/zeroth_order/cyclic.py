@@ -18,9 +18,11 @@ References:
 __all__ = ["CyclicSchedule"]
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deepzero_apps.zeroth_order.randomness import generator_for
@@ -49,26 +51,41 @@ class CyclicSchedule:
     def at(self, step: int) -> Tensor:
         """Returns the sorted flat coordinates of a step."""
         draw = step // self.plain.interval
-        before, after = self._taken(draw), self._taken(draw + 1)
         parts, start = [], 0
-        for layer, size in enumerate(self.plain.sizes):
-            generator = generator_for(self.plain.seed, "cycle", layer)
-            order = torch.randperm(size, generator=generator)
-            places = torch.arange(before[layer], after[layer]) % max(size, 1)
+        for order, before, after in zip(
+            self._orders, self._taken(draw), self._taken(draw + 1), strict=True
+        ):
+            places = torch.arange(before, after) % max(len(order), 1)
             parts.append(order[places].sort().values + start)
-            start += size
+            start += len(order)
         return torch.cat(parts)
 
     def redrawn(self, step: int) -> bool:
         """Tells whether a step is the first of a draw."""
         return self.plain.redrawn(step)
 
-    def _taken(self, draws: int) -> list[int]:
-        """The number of coordinates of each layer in the first draws."""
-        periods, rest = divmod(draws, _PERIOD)
+    @cached_property
+    def _orders(self) -> list[Tensor]:
+        """The order of each layer's weights."""
+        generators = (
+            generator_for(self.plain.seed, "cycle", layer)
+            for layer in range(len(self.plain.sizes))
+        )
+        return [
+            torch.randperm(size, generator=generator)
+            for size, generator in zip(self.plain.sizes, generators, strict=True)
+        ]
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        """The running sums of the layers' coordinates in each draw of a period."""
         ends = np.round(np.cumsum(self.plain.shares), 9)
         ends[-1] = self.total
         starts = np.arange(_PERIOD) * _STRIDE % _PERIOD / _PERIOD
-        counts = np.floor(ends + starts[:, None]).astype(int)
-        taken = periods * counts.sum(0) + counts[:rest].sum(0)
+        return np.floor(ends + starts[:, None]).astype(np.int64)
+
+    def _taken(self, draws: int) -> list[int]:
+        """The number of coordinates of each layer in the first draws."""
+        periods, rest = divmod(draws, _PERIOD)
+        taken = periods * self._ends.sum(0) + self._ends[:rest].sum(0)
         return [int(count) for count in np.diff(taken, prepend=0)]

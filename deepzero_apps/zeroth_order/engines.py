@@ -2,7 +2,7 @@
 
 They work on networks that torch.fx can trace. A wrong engine is worse than a slow one. So at
 every ``prepare`` the output of the traced graph is compared with the network's own; and before
-differences of a parameter are propagated, those of two moves are compared with whole re-runs,
+differences of a parameter are propagated, those of three moves are compared with whole passes,
 once for each parameter, shape and mode.
 """
 
@@ -70,8 +70,8 @@ class DifferencePropagation:
     """Carries the differences that a moved weight causes to the output, many moves at once.
 
     See `deepzero_apps.zeroth_order.propagation`. Where a parameter cannot be done so (it is used
-    twice, or samples have no row of their own), its moves run one by one, after a
-    `SlowEngineWarning` if it had to be tried. Its ``prepare`` raises `Untraceable` where torch.fx
+    twice, or the check fails), its moves run one by one, after a `SlowEngineWarning` if it had to
+    be tried. Its ``prepare`` raises `Untraceable` where torch.fx
     finds no faithful graph. Chunks of moves run in as many threads as torch is set to use.
 
     Args:

@@ -32,7 +32,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, fx, nn
 
-from deepzero_apps.zeroth_order.agreement import agree
+from deepzero_apps.zeroth_order.agreement import agree_by_moves
 from deepzero_apps.zeroth_order.base_pass import BasePass
 from deepzero_apps.zeroth_order.graph import Traced
 from deepzero_apps.zeroth_order.propagation import Delta, Propagation
@@ -156,16 +156,15 @@ class Frozen:
         suffix = self._traced.after(node)
         with self._frozen():
             moves = _moves(given, units, mu=mu, dim=_channels(layer, given))
-            whole = [self._base.rerun(suffix, given={node: given + d}) for d in moves.dense(given)]
+            whole = torch.stack(
+                [self._base.rerun(suffix, given={node: given + d}) for d in moves.dense(given)]
+            )
             try:
                 moved, largest = self._propagation.carry(suffix, moves, networks=2)
             except (RuntimeError, ValueError, TypeError, IndexError):
                 return 0
-        return (
-            max(1, largest)
-            if agree(self.output + moved, torch.stack(whole), self._precision)
-            else 0
-        )
+        agreed = agree_by_moves(moved, whole - self.output, self.output, self._precision)
+        return max(1, largest) if agreed else 0
 
     def shifted(self, layer: nn.Module, units: Tensor, *, mu: float) -> tuple[Tensor, Tensor]:
         r"""Moves units of a layer's output, each in a network of its own, in all samples at once.

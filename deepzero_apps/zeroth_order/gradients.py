@@ -23,6 +23,7 @@ __all__ = [
     "Randomized",
     "WeightGradient",
     "network_loss",
+    "read_gradient",
     "write_gradient",
 ]
 
@@ -189,15 +190,17 @@ def write_gradient(weights: Weights, gradient: Tensor) -> None:
         p.grad = part.view(p.shape).to(p.dtype)
 
 
+def read_gradient(weights: Weights) -> Tensor:
+    """Reads ``.grad`` of each parameter into a flat gradient, zero where there is none."""
+    slopes = (torch.zeros_like(p) if p.grad is None else p.grad for p in weights.parameters)
+    return torch.cat([part.flatten() for part in slopes])
+
+
 def _keep_only(network: nn.Module, support: Tensor) -> None:
     weights = Weights(network)
-    full = torch.cat([_gradient(p).flatten() for p in weights.parameters])
+    full = read_gradient(weights)
     support = support.to(full.device)
     write_gradient(weights, torch.zeros_like(full).index_copy_(0, support, full[support]))
-
-
-def _gradient(p: nn.Parameter) -> Tensor:
-    return p.grad if p.grad is not None else torch.zeros_like(p)
 
 
 def _check_positive(**values: float) -> None:

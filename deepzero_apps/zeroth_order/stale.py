@@ -23,11 +23,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from deepzero_apps.zeroth_order.differences import Head
-from deepzero_apps.zeroth_order.gradients import WeightGradient, write_gradient
+from deepzero_apps.zeroth_order.gradients import WeightGradient, read_gradient, write_gradient
 from deepzero_apps.zeroth_order.state import Weights
 from deepzero_apps.zeroth_order.training import Observation
 
@@ -61,7 +60,7 @@ class Remembered:
         if seen.support is None:
             return seen
         weights = Weights(network)
-        fresh = torch.cat([_slopes(p).flatten() for p in weights.parameters])
+        fresh = read_gradient(weights)
         support = seen.support.to(fresh.device)
         self._slopes = self._updated(fresh, support)
         write_gradient(weights, self._slopes.clone())  # clipping must not reach the memory
@@ -87,7 +86,3 @@ class Remembered:
             )
         stale = self.decay * self._slopes.to(fresh)
         return stale.index_copy_(0, support, fresh[support])
-
-
-def _slopes(p: nn.Parameter) -> Tensor:
-    return p.grad if p.grad is not None else torch.zeros_like(p)

@@ -135,15 +135,17 @@ class Propagation:
 
     def _step(self, node: fx.Node, values: dict[fx.Node, Value], k: int) -> Value:
         deltas, keywords = _deltas_of(node.args, values), _deltas_of(node.kwargs, values)
-        if not (_differs(deltas) or _differs(keywords)) or not _is_real(self.base.values[node]):
+        if not _holds((deltas, keywords), Delta, Undefined):
             return None
-        if node.target is not operator.getitem and (_lacks(deltas) or _lacks(keywords)):
+        if not _holds(self.base.values[node], Tensor):
+            return None  # sizes and the like are the same in all networks
+        if node.target is not operator.getitem and _holds((deltas, keywords), Undefined):
             raise _no_difference(f"an input of {node}")
         call = self._call(node, deltas, keywords, k)
         found = rule_for(node, call.module)
-        if found is not None and not _differs(keywords):
+        if found is not None and not _holds(keywords, Delta, Undefined):
             rule, several = found
-            if several or not _differs(deltas[1:]):
+            if several or not _holds(deltas[1:], Delta, Undefined):
                 result = rule(call)
                 if result is not NotImplemented:
                     return result
@@ -183,29 +185,13 @@ def _deltas_of(argument: Value, values: dict[fx.Node, Value]) -> Value:
     return map_aggregate(argument, lambda v: values.get(v) if isinstance(v, fx.Node) else None)
 
 
-def _differs(deltas: Value) -> bool:
-    if isinstance(deltas, Delta | Undefined):
-        return True
-    if isinstance(deltas, dict):
-        return any(map(_differs, deltas.values()))
-    return isinstance(deltas, tuple | list) and any(map(_differs, deltas))
-
-
-def _lacks(deltas: Value) -> bool:
-    if isinstance(deltas, dict):
-        deltas = tuple(deltas.values())
-    return (
-        any(map(_lacks, deltas))
-        if isinstance(deltas, tuple | list)
-        else isinstance(deltas, Undefined)
-    )
-
-
-def _is_real(value: Value) -> bool:
-    """Whether a value can differ: sizes and the like are the same in all networks."""
+def _holds(value: Value, *kinds: type) -> bool:
+    """Whether a value is of one of some kinds, or has a part that is."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
     if isinstance(value, tuple | list):
-        return any(map(_is_real, value))
-    return isinstance(value, Tensor)
+        return any(_holds(part, *kinds) for part in value)
+    return isinstance(value, kinds)
 
 
 def _size(value: Value) -> int:

@@ -7,6 +7,7 @@ one where the operation leaves that dimension alone.
 __all__: list[str] = []
 
 import operator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,38 +72,27 @@ def selected(call: Call) -> Value:
     if isinstance(delta, tuple | list):
         return delta[index]
     place = index if isinstance(index, tuple) else (index,)
-    if any(isinstance(i, Tensor | list) for i in place):
-        return _gathered(call)
+    if any(isinstance(i, Tensor | list) or i is Ellipsis for i in place):
+        return mapped(call)
     plain = all(isinstance(i, slice) for i in place[: delta.dim + 1])
     whole = len(place) <= delta.dim or place[delta.dim] == slice(None)
     if delta.channels is not None and plain and whole:
         return delta.replaced(delta.values[(slice(None), *place)])
-    values = call.dense
-    if any(i is Ellipsis for i in place):
-        return mapped(call)
-    return Delta(values[(slice(None), *place)])
-
-
-def _gathered(call: Call) -> Value:
-    return mapped(call) if call.deltas[1] is None else NotImplemented
+    return Delta(call.dense[(slice(None), *place)])
 
 
 @rule(functional.pad)
 def padded(call: Call) -> Value:
     """Pads with zeros; padding of the channels shifts the one that differs."""
     delta, pad = call.delta, call.setting(1, "pad")
-    constant = call.setting(2, "mode", "constant") == "constant"
-    if not constant:
+    if call.setting(2, "mode", "constant") != "constant":
         return mapped(call)
     spatial = 2 * (call.x.ndim - 1 - delta.dim)  # numbers that pad what comes after the channel
-    if delta.channels is None or len(pad) > spatial + 2:
-        values = call.dense
-        return Delta(functional.pad(values, tuple(pad)))
-    values = functional.pad(delta.values, tuple(pad[:spatial]))
-    before, after = pad[spatial:] if len(pad) > spatial else (0, 0)
-    if min(before, after) < 0:
+    beside = tuple(pad[spatial:]) or (0, 0)
+    if delta.channels is None or len(beside) > 2 or min(beside) < 0:
         return Delta(functional.pad(call.dense, tuple(pad)))
-    return Delta(values, delta.channels + before, delta.dim)
+    values = functional.pad(delta.values, tuple(pad[:spatial]))
+    return Delta(values, delta.channels + beside[0], delta.dim)
 
 
 @rule(torch.cat, several=True)
@@ -115,15 +105,7 @@ def concatenated(call: Call) -> Value:
     if len(changed) == 1 and first.channels is not None and first.dim == dim:
         before = sum(part.shape[dim] for part in parts[: changed[0]])
         return Delta(first.values, first.channels + before, dim)
-    values = [
-        _zeros(part, first) if delta is None else delta.dense(part)
-        for part, delta in zip(parts, deltas, strict=True)
-    ]
-    return Delta(torch.cat(values, dim + 1))
-
-
-def _zeros(part: Tensor, like: Delta) -> Tensor:
-    return like.values.new_zeros(()).expand(len(like), *part.shape)
+    return Delta(torch.cat(_dense_parts(parts, deltas, like=first), dim + 1))
 
 
 @rule(torch.stack, several=True)
@@ -132,8 +114,15 @@ def stacked(call: Call) -> Delta:
     parts, deltas = call.args[0], call.deltas[0]
     dim = call.setting(1, "dim", 0) % call.output.ndim
     first = next(delta for delta in deltas if delta is not None)
-    values = [
-        _zeros(part, first) if delta is None else delta.dense(part)
+    return Delta(torch.stack(_dense_parts(parts, deltas, like=first), dim + 1))
+
+
+def _dense_parts(
+    parts: Sequence[Tensor], deltas: Sequence[Delta | None], *, like: Delta
+) -> list[Tensor]:
+    """The differences of values, zero where there are none."""
+    zero = like.values.new_zeros(())
+    return [
+        zero.expand(len(like), *part.shape) if delta is None else delta.dense(part)
         for part, delta in zip(parts, deltas, strict=True)
     ]
-    return Delta(torch.stack(values, dim + 1))

@@ -1,7 +1,7 @@
 """Where a difference starts: at the operation whose weight moves.
 
 The output of a convolution, a linear layer or a normalization differs on one channel; that of
-any other module is evaluated again for each move and subtracted, in float64; a parameter that
+any other module is evaluated again for each move and subtracted; a parameter that
 the network uses by itself differs in one entry.
 """
 

@@ -26,7 +26,7 @@ from deepzero_apps.cli.scenes import scene
 from deepzero_apps.runs import RunFolder
 from deepzero_apps.smoothing.blackbox import Defended
 from deepzero_apps.smoothing.certify import certify
-from deepzero_apps.smoothing.report import summarize
+from deepzero_apps.smoothing.reporting.tables import summarize
 from deepzero_apps.smoothing.training import Recipe, clean_answers, defence_training, steps_within
 from deepzero_apps.zeroth_order.oracle import Meter, Oracle
 

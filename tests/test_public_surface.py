@@ -31,6 +31,17 @@ SURFACE = {
         "certify",
         "predict",
     ],
+    "deepzero_apps.smoothing.reporting": [
+        "Row",
+        "plot_certified_accuracy",
+        "plot_images",
+        "summarize",
+        "table",
+        "write_page",
+    ],
+    "deepzero_apps.smoothing.services": ["HttpClassifier", "Service"],
+    "deepzero_apps.smoothing.serving": ["Limits", "Subject"],
+    "deepzero_apps.smoothing.verification": ["Claim", "Finding", "Report", "verify"],
     "deepzero_apps.vision": [
         "DATASETS",
         "Images",

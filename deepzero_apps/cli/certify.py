@@ -1,8 +1,9 @@
 """``deepzero-apps certify``: certificates for the images of a data set.
 
-The folder then holds the journal (``certificates.jsonl``, and ``certificates.tsv`` in the field's
-columns), ``certified_accuracy.png`` and ``result.json``. An interrupted run is continued with
-``--resume`` and asks nothing twice.
+The folder then holds the votes (``votes.jsonl``, written before they count), the certificates
+(``certificates.jsonl``, and ``certificates.tsv`` in the field's columns), ``certified_accuracy.png``,
+``report.html`` and ``result.json``. An interrupted run is continued with ``--resume`` and asks
+nothing twice that was answered; one that a budget ended is continued with a larger ``--budget``.
 """
 
 __all__ = [
@@ -13,10 +14,11 @@ __all__ = [
     "defended",
     "run",
     "show",
+    "subject_of",
     "title_of",
 ]
 
-import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -28,14 +30,27 @@ from torch import nn
 from deepzero_apps.cli.defend import DefendSettings, deployed
 from deepzero_apps.cli.driving import folder_for, write_json
 from deepzero_apps.cli.progress import tracked
+from deepzero_apps.cli.report import title_of_page
 from deepzero_apps.cli.scenes import Anywhere, DefenceSettings, Scene, scene
 from deepzero_apps.cli.settings import CommonSettings, Misuse
+from deepzero_apps.cli.watching import Watch
 from deepzero_apps.runs import RunFolder
-from deepzero_apps.smoothing.blackbox import Classifier, Defended
-from deepzero_apps.smoothing.certify import Certificate, Settings, certify
+from deepzero_apps.smoothing.blackbox import Classifier, Defended, charge_retries
+from deepzero_apps.smoothing.bounds import Procedure
+from deepzero_apps.smoothing.certify import Certificate, Settings, certify, source_of
 from deepzero_apps.smoothing.journal import Journal
-from deepzero_apps.smoothing.report import Row, plot_certified_accuracy, summarize, table
+from deepzero_apps.smoothing.reporting.page import write_page
+from deepzero_apps.smoothing.reporting.tables import (
+    Row,
+    plot_certified_accuracy,
+    statement,
+    summarize,
+    table,
+)
+from deepzero_apps.smoothing.rules import rule_of
+from deepzero_apps.smoothing.vote_log import VoteLog
 from deepzero_apps.vision import Images
+from deepzero_apps.zeroth_order.oracle import Meter
 
 RADII = (0.0, 0.25, 0.5, 0.75)
 
@@ -54,8 +69,20 @@ class Votes(BaseModel):
     n0: int = Field(100, ge=1)
     """Votes that select the class, an image."""
 
-    n: int = Field(2_000, ge=1)
-    """Further votes that bound its probability, an image; 10^5 in the literature."""
+    n: int = Field(0, ge=0)
+    """Further votes that bound its probability, an image, or the most of them for a procedure
+    that may stop earlier; 0 for the usual: 2,000 fixed ones, or at most 100,000."""
+
+    procedure: Procedure = "fixed"
+    """fixed takes all n votes; decide stops an image as soon as --radii are decided; anytime goes
+    on until the budget ends; adaptive fixes an image's number by its selection votes."""
+
+    radii: tuple[float, ...] = ()
+    """Radii that decide and adaptive decide, ascending; .25 .5 .75 by default."""
+
+    noise: Literal["gaussian", "grid"] = "gaussian"
+    """grid rounds noisy images to multiples of 1/255, for services that take 8-bit images; the
+    certificate is then one of the classifier behind that rounding."""
 
     alpha: float = Field(0.001, gt=0, lt=0.5)
     """Probability that a certificate is false."""
@@ -63,16 +90,37 @@ class Votes(BaseModel):
     rows: int = Field(1024, ge=1, exclude=True)  # decides nothing but the speed
     """Images shown to the classifier in one call."""
 
+    @property
+    def most(self) -> int:
+        """The estimation votes of an image, or the most of them."""
+        return self.n or (2_000 if self.procedure == "fixed" else 100_000)
+
+    def record(self) -> dict[str, Any]:
+        """Returns the fields that define the result, resolved."""
+        return {**self.model_dump(mode="json"), "n": self.most}
+
     def settings(self, sigma: float, seed: int) -> Settings:
         """Returns the certification settings.
 
         Raises:
             Misuse: If they could never certify anything.
         """
+        decides = self.procedure in ("decide", "adaptive")
         try:
-            return Settings(sigma=sigma, n0=self.n0, n=self.n, alpha=self.alpha, seed=seed)
+            settings = Settings(
+                sigma=sigma,
+                n0=self.n0,
+                n=self.most,
+                alpha=self.alpha,
+                seed=seed,
+                procedure=self.procedure,
+                radii=self.radii or (RADII[1:] if decides else ()),
+                noise=self.noise,
+            )
+            rule_of(settings)  # refuses radii out of reach
         except (ValidationError, ValueError) as error:
-            raise Misuse(f"--n, --n0, --alpha: {error}") from error
+            raise Misuse(f"--n, --n0, --alpha, --procedure, --radii: {error}") from error
+        return settings
 
     def chosen(self, view: Scene) -> Images:
         """Returns the images to certify."""
@@ -96,20 +144,54 @@ class CertifySettings(DefenceSettings):
     resume: bool = False
     """Continue the certificates in --out."""
 
+    budget: int | None = Field(None, ge=0)
+    """The most queries that may ever be spent in --out, to the query; retries count."""
+
+    shard: str = Field("1/1", pattern=r"^\d{1,6}/\d{1,6}$")
+    """Certify every K-th image, from the I-th on: I/K; join the parts by ``merge``."""
+
+    canaries: int = Field(8, ge=0, le=1000)
+    """Noisy images that watch the black box, at 4 queries each; 0 for none."""
+
+    price: float = Field(0.0, ge=0, le=1e6)
+    """What a query costs, for the report."""
+
     votes: Annotated[Votes, tyro.conf.OmitArgPrefixes] = Votes()
     """Votes and images."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         self.votes.settings(self.sigma, self.seed)
+        first, step = self._parts()
+        if not 1 <= first <= step:
+            raise ValueError(f"--shard must be I/K with I in 1 ... K, got {self.shard}")
         return self
+
+    def record(self) -> dict[str, Any]:
+        """Returns the fields that define the result: money and watching do not."""
+        fields = {**super().record(), "votes": self.votes.record()}
+        return {k: v for k, v in fields.items() if k not in ("budget", "canaries", "price")}
+
+    def indices(self, images: int) -> range:
+        """Returns the places of the images that this shard certifies."""
+        first, step = self._parts()
+        return range(first - 1, images, step)
+
+    def _parts(self) -> tuple[int, int]:
+        first, step = self.shard.split("/")
+        return int(first), int(step)
 
 
 def run(settings: CertifySettings) -> int:
     """Certifies and prints the table."""
-    name, classifier, view, resolved, trained = _subject(settings)
+    name, classifier, view, resolved, trained = subject_of(settings)
     folder = _folder(settings)
     certificates, _ = certify_into(folder, classifier, view, resolved, title=f"certifying {name}")
+    if not certificates:
+        raise Misuse(
+            f"--budget must pay for the votes of one image at least, got {settings.budget}; "
+            f"votes are kept in {folder}: continue with --resume and a larger one"
+        )
     row = summarize(
         name,
         certificates,
@@ -117,11 +199,45 @@ def run(settings: CertifySettings) -> int:
         queries=trained.get("queries", 0),
         seconds=trained.get("seconds", 0.0),
     )
-    plot_certified_accuracy({name: certificates}, folder / "certified_accuracy.png")
     show([row], title_of(view, resolved.sigma, resolved.votes, len(certificates)))
-    Console(soft_wrap=True).print(f"certificates and figure in {folder}", markup=False)
+    _tell(folder, certificates)
+    plot_certified_accuracy({name: certificates}, folder / "certified_accuracy.png")
+    images = resolved.votes.chosen(view)
+    write_page(
+        folder / "report.html",
+        certificates,
+        title=title_of_page(resolved.record()),
+        images=images.pixels(),
+        classes=images.classes,
+        price=settings.price,
+        queries=(RunFolder(folder).result() or {}).get("queries"),
+    )
+    Console(soft_wrap=True, highlight=False).print(
+        f"certificates in {folder}, report in {folder / 'report.html'}\n"
+        f"next: deepzero-apps verify {folder}",
+        markup=False,
+    )
     write_json(settings.json_file, {"settings": resolved.record(), "rows": [row]})
     return 0
+
+
+def _tell(folder: Path, certificates: list[Certificate]) -> None:
+    """Prints what stands below the table."""
+    console = Console(soft_wrap=True, highlight=False)
+    result = RunFolder(folder).result() or {}
+    queries, wanted = result.get("queries", 0), result.get("wanted", len(certificates))
+    console.print(statement(certificates, RADII), markup=False)
+    console.print(
+        f"{queries:,} queries, {queries / len(certificates):,.0f} an image", markup=False
+    )
+    if len(certificates) < wanted:
+        console.print(
+            f"the budget ended after {len(certificates)} of {wanted} images; continue with "
+            "--resume and a larger --budget",
+            markup=False,
+        )
+    for finding in certificates[0].findings:
+        console.print(f"FINDING {finding}", markup=False, style="bold red")
 
 
 def defended(settings: DefendSettings, folder: Path, view: Scene) -> Defended:
@@ -160,36 +276,62 @@ def certify_into(
     votes = settings.votes
     bounds = votes.settings(settings.sigma, settings.seed)
     images = votes.chosen(view)
-    started = time.perf_counter()
+    source = source_of(classifier, images.labels.device)
     with (
         RunFolder.create(folder, settings.record(), resume=settings.resume) as run_folder,
-        Journal(folder, bounds, classifier=classifier.fingerprint) as journal,
+        Journal(folder, bounds, classifier=source.classifier) as journal,
+        VoteLog(folder, bounds, source) as log,
     ):
-        todo = [i for i in range(len(images)) if i not in journal.done]
-        fresh = certify(
-            classifier,
-            images.pixels(),
-            images.labels,
-            bounds,
-            indices=todo,
-            rows=votes.rows,
-            device=images.labels.device,
-        )
-        done = len(images) - len(todo)
-        for certificate in tracked(
-            fresh if todo else [], title, total=len(images), done=done, note=_note
-        ):
-            journal.append(certificate)
+        chosen = settings.indices(len(images))
+        todo = [i for i in chosen if i not in journal.done]
+        meter = Meter(settings.budget, log.votes.spent)
+        unfinished = bool(todo) or run_folder.result() is None
+        if unfinished:
+            watch = Watch(folder, classifier, images.pixels(slice(0, settings.canaries)), bounds)
+            charge_retries(classifier, meter)
+            watch.begin(meter, log)
+            fresh = certify(
+                classifier,
+                images.pixels(),
+                images.labels,
+                bounds,
+                indices=todo,
+                rows=votes.rows,
+                device=images.labels.device,
+                meter=meter,
+                log=log,
+            )
+            done = len(chosen) - len(todo)
+            noted = partial(_note, meter)
+            with watch.holding_back(meter):
+                for found in tracked(fresh, title, total=len(chosen), done=done, note=noted):
+                    journal.append(found)
+            journal.conclude(watch.end(meter, log))
         certificates = sorted(journal.certificates, key=lambda c: c.index)
-        seconds = sum(c.seconds for c in certificates) if done else time.perf_counter() - started
-        run_folder.finish({"images": len(certificates), "seconds": seconds})
+        seconds = sum(c.seconds for c in certificates)
+        if unfinished:
+            run_folder.finish(
+                {
+                    "images": len(certificates),
+                    "wanted": len(chosen),
+                    "seconds": seconds,
+                    "queries": meter.spent,
+                }
+            )
     return certificates, seconds
 
 
-def _subject(
+def subject_of(
     settings: CertifySettings,
 ) -> tuple[str, Classifier, Scene, CertifySettings, dict[str, Any]]:
-    """What is certified: its name, itself, its data, the resolved settings, the run's result."""
+    """Finds what is to be certified.
+
+    Returns:
+        Its name, itself, its data, the resolved settings, and the result of its training.
+
+    Raises:
+        Misuse: If the run is none of ``defend``, or flags contradict it.
+    """
     if settings.run is None:
         view = scene(settings)
         return "none", Defended(nn.Identity(), view.box.classifier), view, settings, {}
@@ -223,15 +365,18 @@ def _folder(settings: CertifySettings) -> Path:
     return folder_for("certify", settings.out, resume=settings.resume)
 
 
-def _note(certificate: Certificate) -> str:
-    return f"image {certificate.index}: radius {certificate.radius:.3f}"
+def _note(meter: Meter, certificate: Certificate) -> str:
+    radius, spent = certificate.radius, meter.spent
+    return f"image {certificate.index}: radius {radius:.3f}; {spent:,} queries"
 
 
 def title_of(view: Scene, sigma: float, votes: Votes, images: int) -> str:
     """Says what a table of certified accuracy is of."""
+    looked = votes.procedure != "fixed"
+    drawn = f"{votes.procedure}, N at most {votes.most:,}" if looked else f"N {votes.most:,}"
     return (
         f"certified accuracy (%) on {images} {votes.split} images of {view.splits.name}, "
-        f"sigma {sigma:g}, N {votes.n:,}, alpha {votes.alpha:g}"
+        f"sigma {sigma:g}, {drawn}, alpha {votes.alpha:g}"
     )
 
 

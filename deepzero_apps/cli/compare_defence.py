@@ -33,13 +33,13 @@ from deepzero_apps.cli.defences import METHODS, MethodName
 from deepzero_apps.cli.defend import DefendSettings, defend, planned_steps
 from deepzero_apps.cli.driving import folder_for, write_json
 from deepzero_apps.cli.progress import lines, watched
-from deepzero_apps.cli.scenes import DefenceSettings, Scene, scene
+from deepzero_apps.cli.scenes import DefenceSettings, Scene, as_answered, scene
 from deepzero_apps.cli.settings import Misuse
 from deepzero_apps.runs import RunFolder
 from deepzero_apps.runs.files import replace
 from deepzero_apps.smoothing.blackbox import Defended
 from deepzero_apps.smoothing.certify import Certificate
-from deepzero_apps.smoothing.report import Row, plot_certified_accuracy, summarize
+from deepzero_apps.smoothing.reporting.tables import Row, plot_certified_accuracy, summarize
 
 _Cell = tuple[MethodName, Row, list[Certificate]]
 
@@ -82,13 +82,15 @@ class CompareDefenceSettings(DefenceSettings):
 
     def record(self) -> dict[str, Any]:
         """Returns the fields that define the result: the number of jobs does not."""
-        return {k: v for k, v in super().record().items() if k != "jobs"}
+        fields = {**super().record(), "votes": self.votes.record()}
+        return {k: v for k, v in fields.items() if k != "jobs"}
 
 
 def run(settings: CompareDefenceSettings) -> int:
     """Trains and certifies all methods, prints the table and writes the figure."""
     folder = folder_for("compare-defence", settings.out, resume=settings.resume).absolute()
     view = scene(settings)
+    settings = as_answered(settings, view)
     steps = _planned(settings, view)  # refuses before anything is written
     with RunFolder.create(folder, settings.record(), resume=settings.resume) as run_folder:
         cells = _cells(settings, folder, view, steps)

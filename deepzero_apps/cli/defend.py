@@ -13,6 +13,8 @@ __all__ = [
     "run",
 ]
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -24,23 +26,24 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from deepzero_apps.cli.defences import (
-    LABELS,
-    TUNED,
     Defence,
     MethodName,
     Tuning,
     build,
     compressed,
-    scores_of,
+    least_mu,
+    tuned,
 )
 from deepzero_apps.cli.driving import drive, folder_for, write_json
-from deepzero_apps.cli.scenes import Anywhere, DefenceSettings, Scene, scene
+from deepzero_apps.cli.scenes import Anywhere, DefenceSettings, Scene, as_answered, scene
 from deepzero_apps.cli.settings import Misuse, overridden
 from deepzero_apps.runs import RunFolder, load_file, save_file
 from deepzero_apps.runs.files import replace
-from deepzero_apps.smoothing.blackbox import Defended
+from deepzero_apps.smoothing.adapters import Adapter
+from deepzero_apps.smoothing.blackbox import Classifier, Defended, labels_of
 from deepzero_apps.smoothing.denoisers import dncnn, unet
-from deepzero_apps.smoothing.report import plot_images
+from deepzero_apps.smoothing.objectives import usable
+from deepzero_apps.smoothing.reporting.tables import plot_images
 from deepzero_apps.smoothing.training import Recipe, clean_answers, defence_training, steps_within
 from deepzero_apps.vision import load_weights
 from deepzero_apps.zeroth_order.oracle import Meter, Oracle
@@ -53,7 +56,8 @@ class DefendSettings(DefenceSettings):
 
     Methods: mse asks nothing; zo-ds perturbs the denoised image, zo-ae-ds an autoencoder's code,
     deepzero the denoiser's weights; zo-cv perturbs the image and subtracts what a surrogate,
-    fitted to the paid answers, already knows; fo-ds backpropagates where that is possible.
+    fitted to the paid answers, already knows; fo-ds backpropagates where that is possible. A
+    classifier may answer scores, or labels alone: then its errors are counted.
     """
 
     out: Path | None = None
@@ -92,16 +96,23 @@ class DefendSettings(DefenceSettings):
             raise ValueError("--method must train something, got none; certify needs no defence")
         if self.method in ("mse", "zo-ae-ds") and self.start is not None:
             raise ValueError(f"--start must be left out for {self.method}, which makes its own")
+        least = least_mu(self.method, self.quantize)
+        if self.mu is not None and self.mu < least:
+            raise ValueError(
+                f"--mu must be at least {least:.4g}, two levels of --quantize {self.quantize}, "
+                f"for {self.method}, got {self.mu:g}"
+            )
         return self
 
     def record(self) -> dict[str, Any]:
         """Returns the fields that define the result, the tuned ones as numbers."""
-        tuned = {name: value or None for name, value in asdict(self.tuning()).items()}
-        return {**super().record(), **tuned}
+        numbers = {name: value or None for name, value in asdict(self.tuning()).items()}
+        return {**super().record(), **numbers}
 
     def tuning(self) -> Tuning:
         """Returns the method's tuned settings with the flags that override them."""
-        return overridden(TUNED[self.method], self)
+        labels = self.answers == "labels"
+        return overridden(tuned(self.method, labels=labels, bits=self.quantize), self)
 
 
 def denoiser(settings: DefenceSettings, shape: tuple[int, int, int], *, code: bool) -> nn.Module:
@@ -156,15 +167,19 @@ def defend(settings: DefendSettings, folder: Path, view: Scene) -> dict[str, Any
         The result: ``method``, ``queries``, ``seconds``, ``steps``, ``classifier``
             (its fingerprint).
     """
+    settings = as_answered(settings, view)
     meter = Meter(settings.budget)
     oracle = _oracle(view, meter)
     defence = _defence(settings, view, oracle)  # refuses before anything is written
     steps = _steps(settings, defence, view)
-    with RunFolder.create(folder, settings.record(), resume=settings.resume) as run_folder:
+    with (
+        RunFolder.create(folder, settings.record(), resume=settings.resume) as run_folder,
+        _metered(view.box.classifier, meter),
+    ):
         done = run_folder.result()
         if done is not None:
             return done
-        targets = _targets(settings, folder, view, defence, oracle=oracle)
+        targets = _targets(settings, folder, view, defence, meter=meter)
         begun = _start(settings, folder, view, defence.network)
         training = _training(settings, view, defence, steps, targets=targets, meter=meter)
         title = f"{settings.method}: {steps:,} steps"
@@ -187,6 +202,7 @@ def planned_steps(settings: DefendSettings, view: Scene) -> int:
     Raises:
         Misuse: If the settings cannot be carried out.
     """
+    settings = as_answered(settings, view)
     return _steps(settings, _defence(settings, view, _oracle(view, Meter(0))), view)
 
 
@@ -209,8 +225,22 @@ def run(settings: DefendSettings) -> int:
 
 def _oracle(view: Scene, meter: Meter) -> Oracle:
     return Oracle(
-        lambda images: scores_of(view.box.classifier(images)), meter=meter, name="the classifier"
+        lambda images: usable(view.box.classifier(images)), meter=meter, name="the classifier"
     )
+
+
+@contextmanager
+def _metered(classifier: Classifier, meter: Meter) -> Iterator[None]:
+    """Charges what a service repeats to training, while it lasts."""
+    if not isinstance(classifier, Adapter):
+        yield
+        return
+    before = classifier.meter
+    try:
+        classifier.meter = meter
+        yield
+    finally:
+        classifier.meter = before
 
 
 def _defence(settings: DefendSettings, view: Scene, oracle: Oracle) -> Defence:
@@ -220,7 +250,7 @@ def _defence(settings: DefendSettings, view: Scene, oracle: Oracle) -> Defence:
             load_weights(network, settings.start)
         except (OSError, ValueError) as error:
             raise Misuse(f"--start: {error}") from error
-    defence = build(
+    return build(
         settings.method,
         network,
         oracle=oracle,
@@ -230,9 +260,6 @@ def _defence(settings: DefendSettings, view: Scene, oracle: Oracle) -> Defence:
         classes=view.box.classifier.classes,
         seed=settings.seed,
     )
-    if settings.method != "mse" and not view.box.scores:
-        raise Misuse(LABELS)
-    return defence
 
 
 def _steps(settings: DefendSettings, defence: Defence, view: Scene) -> int:
@@ -323,19 +350,21 @@ def _training(
 
 
 def _targets(
-    settings: DefendSettings, folder: Path, view: Scene, defence: Defence, *, oracle: Oracle
+    settings: DefendSettings, folder: Path, view: Scene, defence: Defence, *, meter: Meter
 ) -> Tensor:
     """The classes wanted; clean answers are paid for once and kept, and free for fo-ds."""
     train = view.splits.train
     if settings.method == "mse" or settings.objective == "classification":
         return train.labels
     if not defence.queries:
-        return view.box.classifier(train.pixels()).argmax(1)
+        return labels_of(view.box.classifier(train.pixels()))
     path = folder / "clean_answers.safetensors"
     if not path.exists():
-        save_file(path, clean_answers(oracle, train.pixels()))
+        # labels, because the oracle of training has made scores of what was lost
+        asked = Oracle(lambda images: labels_of(view.box.classifier(images)), meter=meter)
+        save_file(path, clean_answers(asked, train.pixels()))
     else:
-        oracle.meter.charge(len(train))
+        meter.charge(len(train))
     kept: Tensor = load_file(path)
     return kept.to(settings.device)
 

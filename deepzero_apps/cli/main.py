@@ -35,7 +35,17 @@ _COMMANDS = {
     "demo": _Command("demo", "DemoSettings", "both applications at a small size, with figures"),
     "train": _Command("train", "TrainSettings", "train a network with or without backpropagation"),
     "defend": _Command("defend", "DefendSettings", "train a denoiser in front of a classifier"),
+    "plan": _Command("plan", "PlanSettings", "say what a certification will cost and reach"),
     "certify": _Command("certify", "CertifySettings", "issue certificates for a data set"),
+    "recertify": _Command(
+        "recertify", "RecertifySettings", "make certificates again from the votes of a run"
+    ),
+    "merge": _Command("merge", "MergeSettings", "join certifications of disjoint images"),
+    "serve": _Command("serve", "ServeSettings", "answer over HTTP, with certificates on demand"),
+    "verify": _Command(
+        "verify", "VerifySettings", "recompute certificates and flag what is wrong"
+    ),
+    "report": _Command("report", "ReportSettings", "show certificates as one HTML page"),
     "correct": _Command(
         "correct", "CorrectSettings", "train a corrector in the loop of a coarse simulator"
     ),
@@ -250,12 +260,14 @@ def _failures() -> tuple[type[Exception], ...]:
     from deepzero_apps.runs import RunFolderError
     from deepzero_apps.smoothing.blackbox import ClassifierError
     from deepzero_apps.smoothing.journal import JournalError
+    from deepzero_apps.smoothing.vote_log import VoteLogError
     from deepzero_apps.zeroth_order.oracle import BudgetExhausted
 
     return (
         RunFolderError,
         ClassifierError,
         JournalError,
+        VoteLogError,
         SimulatorFailure,
         TrajectoryError,
         BudgetExhausted,

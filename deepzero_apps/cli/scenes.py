@@ -1,16 +1,17 @@
 """What is defended or certified: the settings that describe it, its data and its classifier."""
 
-__all__ = ["Anywhere", "DefenceSettings", "Scene", "scene"]
+__all__ = ["Anywhere", "DefenceSettings", "Scene", "as_answered", "scene"]
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
 from deepzero_apps.cli.black_boxes import BlackBox, black_box
 from deepzero_apps.cli.choices import Dataset, splits_for
 from deepzero_apps.cli.settings import CommonSettings, Misuse
+from deepzero_apps.smoothing.labels import LabelsOnly
 from deepzero_apps.vision import Splits
 
 Anywhere = Annotated[Path, AfterValidator(Path.absolute)]
@@ -34,6 +35,12 @@ class DefenceSettings(CommonSettings):
 
     weights: Anywhere | None = None
     """A safetensors file for cnn and resnetN."""
+
+    answers: Literal["scores", "labels"] = "scores"
+    """labels reduces a classifier of scores to its labels; one that has no scores needs no flag."""
+
+    quantize: int | None = Field(None, ge=1, le=16)
+    """Bits of a pixel that the classifier sees, 8 for most services; no rounding by default."""
 
     denoiser: Literal["dncnn", "unet"] = "unet"
     """The denoiser's kind; unet sees further for less computation."""
@@ -61,6 +68,9 @@ class DefenceSettings(CommonSettings):
         return {k: v for k, v in super().record().items() if k != "checkpoint_every"}
 
 
+Described = TypeVar("Described", bound=DefenceSettings)
+
+
 @dataclass(frozen=True)
 class Scene:
     """Data and classifier, as several commands need them."""
@@ -86,6 +96,7 @@ def scene(settings: DefenceSettings) -> Scene:
             weights=settings.weights,
             seed=settings.seed,
             device=settings.device,
+            bits=settings.quantize,
         )
     except (OSError, ValueError, TypeError) as error:
         raise Misuse(f"--classifier {settings.classifier}: {error}") from error
@@ -94,4 +105,11 @@ def scene(settings: DefenceSettings) -> Scene:
             f"--classifier must know the {len(splits.train.classes)} classes of the data, "
             f"got {box.classifier.classes}"
         )
+    if settings.answers == "labels" and box.scores:
+        box = replace(box, classifier=LabelsOnly(box.classifier), scores=False)
     return Scene(splits, box)
+
+
+def as_answered(settings: Described, view: Scene) -> Described:
+    """Returns the settings with ``answers`` as the classifier gives them."""
+    return settings.model_copy(update={"answers": "scores" if view.box.scores else "labels"})

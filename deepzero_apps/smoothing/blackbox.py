@@ -2,8 +2,8 @@ r"""Classifiers that can be asked and not differentiated.
 
 A black box is a batched function :math:`f`: images of shape ``(n, channel, height, width)``
 to scores ``(n, classes)``, read as logits, or to labels ``(n,)``. Three adapters make one of
-a torch module, a scikit-learn estimator or any callable, and `Defended` puts a denoiser
-:math:`D` in front:
+a torch module, a scikit-learn estimator or any callable (files are in ``runtimes``, services in
+``services``), and `Defended` puts a denoiser :math:`D` in front:
 
 .. math::
     f_D(x) = f(\mathrm{clip}_{[0, 1]}(D(x)))                                    \tag{1}
@@ -26,10 +26,10 @@ __all__ = [
     "SklearnClassifier",
     "TorchClassifier",
     "ask",
+    "charge_retries",
     "labels_of",
 ]
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,11 +39,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deepzero_apps.smoothing.adapters import Adapter, Wrapper, ask, charge_retries, class_count
 from deepzero_apps.smoothing.answers import (
     Classifier,
     ClassifierError,
     check_images,
-    checked,
     labels_of,
 )
 from deepzero_apps.smoothing.fingerprint import fingerprint
@@ -55,52 +55,7 @@ _SMALLEST_PROBABILITY = 1e-6
 _ROWS_WORTH_A_THREAD = 128
 
 
-def ask(classifier: Classifier, images: Tensor) -> Tensor:
-    """Asks a classifier and checks what it answers.
-
-    Args:
-        classifier: The black box, one of this module's adapters or any other.
-        images: Images of shape ``(n, channel, height, width)``, floating, n at least 1.
-
-    Returns:
-        Finite scores ``(n, classes)`` or int64 labels ``(n,)``, on the images' device,
-        without a gradient.
-
-    Raises:
-        TypeError: If ``images`` is no tensor.
-        ValueError: If ``images`` is no floating batch of that shape.
-        ClassifierError: If the classifier raises or its answer cannot be used.
-    """
-    if isinstance(classifier, _Adapter):
-        return classifier(images)
-    name = str(getattr(classifier, "name", type(classifier).__name__))
-    return checked(classifier, images, classes=classifier.classes, name=name)
-
-
-class _Adapter(ABC):
-    """What the adapters share: the door. Abstract; the siblings below are final."""
-
-    classes: int
-    name: str
-
-    @property
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """A sha256 in hex of what identifies the classifier, the same between runs."""
-
-    @abstractmethod
-    def _answer(self, images: Tensor) -> Tensor:
-        """Answers checked images; what it returns or raises is checked by the caller."""
-
-    def __call__(self, images: Tensor, /) -> Tensor:
-        """Answers a batch; see `ask`."""
-        return checked(self._answer, images, classes=self.classes, name=self.name)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name}, classes={self.classes})"
-
-
-class TorchClassifier(_Adapter):
+class TorchClassifier(Adapter):
     """A torch module as a black box: evaluation mode, no gradient.
 
     Each call switches the module to evaluation mode and puts every flag back. Images are
@@ -119,7 +74,7 @@ class TorchClassifier(_Adapter):
 
     def __init__(self, module: nn.Module, *, classes: int) -> None:
         self.module = _module(module, "module")
-        self.classes = _class_count(classes)
+        self.classes = class_count(classes)
         self.name = type(module).__name__
 
     @property
@@ -131,8 +86,10 @@ class TorchClassifier(_Adapter):
         return _evaluate(self.module, images)
 
 
-class SklearnClassifier(_Adapter):
+class SklearnClassifier(Adapter):
     """A fitted scikit-learn classifier as a black box; sees images as flat float64 rows.
+
+    A pipeline is a classifier: noise is added to the raw pixels, before its scaler.
 
     Scores are the logarithm of ``predict_proba``, clipped at 1e-6, where the estimator has
     it, else its ``decision_function`` (of a binary one, minus and plus half of it). For some
@@ -170,7 +127,7 @@ class SklearnClassifier(_Adapter):
                 "classes_; call its fit first"
             )
         self.estimator, self.threads = estimator, threads
-        self.classes = _class_count(len(places))
+        self.classes = class_count(len(places))
         self.answer = answer
         self._places = places
         self._method = _method(estimator, answer)
@@ -200,7 +157,7 @@ class SklearnClassifier(_Adapter):
         return np.stack((-answer / 2, answer / 2), 1) if answer.ndim == 1 else answer
 
 
-class CallableClassifier(_Adapter):
+class CallableClassifier(Adapter):
     """Any function as a black box: numpy images in, scores or labels out.
 
     Args:
@@ -223,7 +180,7 @@ class CallableClassifier(_Adapter):
         if not name:
             raise ValueError("name must not be empty: it identifies the function")
         self.function = function
-        self.classes = _class_count(classes)
+        self.classes = class_count(classes)
         self.name = name
 
     @property
@@ -236,7 +193,7 @@ class CallableClassifier(_Adapter):
         return answer if isinstance(answer, Tensor) else torch.from_numpy(np.array(answer))
 
 
-class Defended(_Adapter):
+class Defended(Wrapper):
     """A classifier behind a denoiser, eq. (1), itself a classifier.
 
     Args:
@@ -250,18 +207,15 @@ class Defended(_Adapter):
 
     def __init__(self, denoiser: nn.Module, classifier: Classifier) -> None:
         self.denoiser = _module(denoiser, "denoiser")
-        self.classifier = classifier
-        self.classes = classifier.classes
-        behind = getattr(classifier, "name", type(classifier).__name__)
-        self.name = f"{behind} behind {type(denoiser).__name__}"
+        super().__init__(classifier, name=type(denoiser).__name__)
 
     @property
     def fingerprint(self) -> str:
         """A sha256 over both fingerprints."""
         return fingerprint("defended", self.denoiser, self.classifier.fingerprint)
 
-    def _answer(self, images: Tensor) -> Tensor:
-        return ask(self.classifier, self.denoise(images))
+    def _changed(self, images: Tensor) -> Tensor:
+        return self.denoise(images)
 
     def denoise(self, images: Tensor) -> Tensor:
         """Gives the images that the classifier behind sees, clipped to [0, 1].
@@ -315,12 +269,6 @@ def _module(module: nn.Module, argument: str) -> nn.Module:
                 "running statistics, which mixes the images of a batch: no certificate would hold"
             )
     return module
-
-
-def _class_count(classes: int) -> int:
-    if classes < 2:
-        raise ValueError(f"classes must be at least 2, got {classes}")
-    return int(classes)
 
 
 def _method(estimator: "BaseEstimator", answer: str) -> str:

@@ -24,11 +24,12 @@ References:
     | https://doi.org/10.1093/biomet/26.4.404
 """
 
-__all__ = ["Settings", "largest_radius", "lower_bound", "radius", "round_down"]
+__all__ = ["Procedure", "Settings", "lower_bound", "radius", "round_down"]
 
 import math
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
+from typing import Literal, get_args
 
 from scipy.stats import beta, norm
 
@@ -38,6 +39,9 @@ _USEFUL_SHARE = 0.01
 # Far above the relative error of the two inverse functions in (1) and (2), so that a radius
 # whose true value lies just under a step is not rounded to that step.
 _ROUNDING = 1e-9
+
+Procedure = Literal["fixed", "adaptive", "decide", "anytime"]
+"""How many estimation votes are drawn, and which bound they allow; see ``rules``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +54,16 @@ class Settings:
     Args:
         sigma: Standard deviation of the noise, in the images' units, at least 0.001.
         n0: Votes that choose the class, at least 1.
-        n: Votes that bound its probability, at least 1.
+        n: Votes that bound its probability, at least 1; at most so many for a procedure
+            other than ``fixed``.
         alpha: Probability that a certificate may be wrong, in (0, 0.5).
         seed: Seed of the noise, at least 0.
+        procedure: How many of the votes are drawn: all (``fixed``), a number that the
+            selection votes determine (``adaptive``), until every radius is decided
+            (``decide``), or until the budget ends (``anytime``).
+        radii: The radii to decide, positive and ascending; for ``decide`` and ``adaptive``.
+        noise: ``gaussian``; or ``grid``, where noisy images are rounded to multiples of 1/255
+            (and not clipped), so that what is certified is the classifier behind that rounding.
 
     Raises:
         TypeError: If ``n0``, ``n`` or ``seed`` is no int.
@@ -64,6 +75,14 @@ class Settings:
     n: int = 10_000
     alpha: float = 0.001
     seed: int = 0
+    procedure: Procedure = "fixed"
+    radii: tuple[float, ...] = ()
+    noise: Literal["gaussian", "grid"] = "gaussian"
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether votes are looked at while they come in, and say how many there will be."""
+        return self.procedure in ("decide", "anytime")
 
     def __post_init__(self) -> None:
         if not _SMALLEST_SIGMA <= self.sigma < math.inf:
@@ -79,7 +98,23 @@ class Settings:
                 raise ValueError(f"{name} must be at least {smallest}, got {value}")
         if not 0 < self.alpha < 0.5:
             raise ValueError(f"alpha must be in (0, 0.5), got {self.alpha}")
+        self._refuse_unknown()
         self._refuse_impossible()
+
+    def _refuse_unknown(self) -> None:
+        if self.procedure not in get_args(Procedure):
+            raise ValueError(
+                f"procedure must be one of {', '.join(get_args(Procedure))}, got {self.procedure}"
+            )
+        if self.noise not in ("gaussian", "grid"):
+            raise ValueError(f"noise must be gaussian or grid, got {self.noise}")
+        wanted = self.procedure in ("decide", "adaptive")
+        ascending = all(a < b for a, b in zip((0.0, *self.radii), self.radii, strict=False))
+        if wanted != bool(self.radii) or not ascending or not all(map(math.isfinite, self.radii)):
+            raise ValueError(
+                "radii must be positive, finite and ascending for procedure decide and adaptive, "
+                f"and empty for the others, got {self.radii} for {self.procedure}"
+            )
 
     def _refuse_impossible(self) -> None:
         share = radius(lower_bound(self.n, self.n, self.alpha), 1.0)
@@ -158,20 +193,3 @@ def round_down(value: float) -> float:
         0.1234
     """
     return float(Decimal(value * (1 - _ROUNDING)).quantize(_STEP, rounding=ROUND_FLOOR))
-
-
-def largest_radius(settings: Settings) -> float:
-    """Gives the largest radius that settings can certify: with all votes for one class.
-
-    Args:
-        settings: The settings.
-
-    Returns:
-        The radius, rounded down, in the images' units.
-
-    Example:
-        >>> largest_radius(Settings(sigma=1.0, n=1_000, alpha=0.001))
-        2.4632
-    """
-    p_lower = lower_bound(settings.n, settings.n, settings.alpha)
-    return round_down(radius(p_lower, settings.sigma))

@@ -8,7 +8,14 @@ true one, 0 where it is another or none):
     \mathrm{ACR} = \frac{1}{m} \sum_i c_i R_i                                   \tag{1}
 
 Abstention counts as wrong, at r = 0 too. Both are means over images, so that a percentile
-bootstrap over images gives their intervals.
+bootstrap over images gives their intervals. Of m images drawn independently from a population,
+h of them certified rightly at r, the share of the population that is truly robust at r exceeds
+
+.. math::
+    B^{-1}(\delta; h, m - h + 1) - \alpha                                       \tag{2}
+
+with probability at least :math:`1 - \delta`; of m certificates at most :math:`\alpha m` are
+expected to be false.
 
 References:
     | Certified Adversarial Robustness via Randomized Smoothing (Cohen et al., 2019), Sec. 4
@@ -21,10 +28,12 @@ References:
 __all__ = [
     "ABSTAIN",
     "Certificate",
+    "Source",
     "average_certified_radius",
     "bootstrap_interval",
     "certified_accuracy",
     "correct_radii",
+    "population_bound",
 ]
 
 import math
@@ -32,9 +41,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import beta
+
+from deepzero_apps.smoothing.bounds import Settings
+from deepzero_apps.smoothing.rules import Stop
 
 ABSTAIN = -1
 """What stands for the class where none is certified."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What gave the votes, besides image and settings.
+
+    Args:
+        classifier: Fingerprint of the classifier.
+        classes: The number of its classes.
+        dtype: What noisy images were formed in.
+        device: Type of the device that drew the noise.
+        package_version: Version of deepzero-apps.
+        torch_version: Version of torch.
+    """
+
+    classifier: str
+    classes: int
+    dtype: str
+    device: str
+    package_version: str
+    torch_version: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,20 +85,16 @@ class Certificate:
         seconds: Time spent on the votes.
         selected: The class chosen by the selection votes.
         selection_counts: The selection votes by class.
-        votes: Estimation votes for ``selected``.
-        other_votes: Estimation votes for other classes.
+        votes: Estimation votes for ``selected`` at the look that gave ``p_lower``.
+        other_votes: Estimation votes for anything else at that look, lost ones included.
+        asked: Votes drawn in all, those of the selection included.
+        lost: Votes that failed or were answered with no known class; they count against.
         p_lower: The lower bound of the probability of ``selected``.
-        sigma: See `Settings`; so with n0, n, alpha and seed.
-        n0: Number of selection votes.
-        n: Number of estimation votes.
-        alpha: Probability of error.
-        seed: Seed of the noise.
+        stop: Why no more votes were drawn; see `rules.Stop`.
         image: Fingerprint of the image.
-        classifier: Fingerprint of the classifier.
-        dtype: What noisy images were formed in.
-        device: Type of the device that drew the noise.
-        package_version: Version of deepzero-apps.
-        torch_version: Version of torch.
+        settings: The settings.
+        source: What gave the votes.
+        findings: What checks of the black box found.
     """
 
     index: int
@@ -77,18 +107,14 @@ class Certificate:
     selection_counts: tuple[int, ...]
     votes: int
     other_votes: int
+    asked: int
+    lost: int
     p_lower: float
-    sigma: float
-    n0: int
-    n: int
-    alpha: float
-    seed: int
+    stop: Stop
     image: str
-    classifier: str
-    dtype: str
-    device: str
-    package_version: str
-    torch_version: str
+    settings: Settings
+    source: Source
+    findings: tuple[str, ...] = ()
 
 
 def correct_radii(certificates: Sequence[Certificate]) -> np.ndarray:
@@ -185,3 +211,33 @@ def bootstrap_interval(
     means = [numbers[generator.integers(size, size=size)].mean() for _ in range(resamples)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def population_bound(
+    certificates: Sequence[Certificate], r: float, *, delta: float = 0.05
+) -> float:
+    r"""Bounds the certified accuracy on the population from which the images were drawn, eq. (2).
+
+    A certificate is reported and false with probability at most alpha, so that the share of
+    images that are *truly* robust and right at the radius is at least the share that is
+    reported, in expectation, less alpha. The first is bounded by Clopper and Pearson.
+
+    Args:
+        certificates: Of images drawn independently, and of all of them; at least one. What an
+            interrupted run has so far is no such sample: images whose votes were soon decided
+            come first, and they are the robust ones.
+        r: The radius, at least 0, in the images' units.
+        delta: Probability that the bound is too high, in (0, 1).
+
+    Returns:
+        The bound, in [0, 1].
+
+    Raises:
+        ValueError: If there is no certificate, or ``r`` or ``delta`` is out of range.
+    """
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must be in (0, 1), got {delta}")
+    m = len(certificates)
+    hits = round(certified_accuracy(certificates, [r])[0] * m)
+    alpha = max(c.settings.alpha for c in certificates)
+    return max(0.0, float(beta.ppf(delta, hits, m - hits + 1)) - alpha) if hits else 0.0

@@ -8,7 +8,7 @@ The smoothed classifier :math:`g(x) = \arg\max_c P(f(x + \sigma\epsilon) = c)`,
 
 around :math:`x` if its class has probability at least :math:`p > 1/2`. CERTIFY chooses the
 class by :math:`n_0` votes and bounds its probability by :math:`n` *other* votes, :math:`k`
-of them for that class, with the one-sided limit of Clopper and Pearson
+of them for that class. By the fixed procedure, with the one-sided limit of Clopper and Pearson
 
 .. math::
     \underline{p} = B^{-1}(\alpha; k, n - k + 1)                                \tag{2}
@@ -18,7 +18,10 @@ of them for that class, with the one-sided limit of Clopper and Pearson
 :math:`\alpha`, for any classifier that answers each image by itself. With all votes for one class
 :math:`\underline{p} = \alpha^{1/n}`: no certificate can exceed
 :math:`\sigma \Phi^{-1}(\alpha^{1/n})`. Radii are rounded down to four decimals. Cost:
-:math:`n_0 + n` queries an image.
+:math:`n_0 + n` queries an image. The other procedures (``rules``) draw fewer: they stop as soon as
+the radii asked for are decided, or whenever the budget ends, with a bound that allows it.
+
+A query that a service did not answer is a vote for no class: it counts against the selected one.
 
 References:
     | Certified Adversarial Robustness via Randomized Smoothing (Cohen et al., 2019), Alg. 1
@@ -29,6 +32,7 @@ __all__ = [
     "ABSTAIN",
     "Certificate",
     "Settings",
+    "Source",
     "average_certified_radius",
     "bootstrap_interval",
     "certified_accuracy",
@@ -36,14 +40,14 @@ __all__ = [
     "correct_radii",
     "largest_radius",
     "lower_bound",
+    "population_bound",
     "predict",
     "radius",
     "round_down",
+    "source_of",
 ]
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -52,9 +56,9 @@ from torch import Tensor
 
 import deepzero_apps
 from deepzero_apps.smoothing.answers import Classifier, check_images
+from deepzero_apps.smoothing.ballots import Candidate
 from deepzero_apps.smoothing.bounds import (
     Settings,
-    largest_radius,
     lower_bound,
     radius,
     round_down,
@@ -62,15 +66,21 @@ from deepzero_apps.smoothing.bounds import (
 from deepzero_apps.smoothing.certificates import (
     ABSTAIN,
     Certificate,
+    Source,
     average_certified_radius,
     bootstrap_interval,
     certified_accuracy,
     correct_radii,
+    population_bound,
 )
 from deepzero_apps.smoothing.fingerprint import fingerprint
-from deepzero_apps.smoothing.votes import Draw, Tally, count_votes
+from deepzero_apps.smoothing.procedures import largest_radius
+from deepzero_apps.smoothing.rules import rule_of
+from deepzero_apps.smoothing.vote_log import Pictured, VoteLog, VoteLogError
+from deepzero_apps.smoothing.votes import Count, Polling, poll
+from deepzero_apps.zeroth_order.oracle import Meter
 
-_SELECTION, _ESTIMATION, _PREDICTION = range(3)
+_PREDICTION = 2
 
 
 def certify(
@@ -82,36 +92,70 @@ def certify(
     indices: Sequence[int] | None = None,
     rows: int = 1024,
     device: torch.device | str = "cpu",
+    meter: Meter | None = None,
+    log: VoteLog | None = None,
 ) -> Iterator[Certificate]:
-    """Certifies images: CERTIFY of Cohen et al.
+    """Certifies images: CERTIFY of Cohen et al., or with fewer votes.
 
     What comes out for an image depends on the image, its place, the settings and the type
     of device, not on ``rows``, ``indices`` or the other images, as far as the classifier's
-    own answers do not.
+    own answers do not, and no budget ends it.
 
     Args:
         classifier: The black box; deterministic, on ``device``.
         images: Images of shape ``(n, channel, height, width)``, floating, in [0, 1].
         labels: True classes of shape ``(n,)``, integer.
         settings: The settings.
-        indices: Places of the images to certify, in this order; all by default.
+        indices: Places of the images to certify; all by default.
         rows: Rows a call of the classifier, at least 1.
         device: Where noise is drawn and votes are counted.
+        meter: Counts the queries; its budget is hard, to the query. When it is spent, the
+            procedures ``decide`` and ``anytime`` give a certificate for every image that they
+            have begun, the others for those that are complete.
+        log: An open log of votes: those in it are not asked again, new ones are written
+            before they count.
 
     Returns:
-        An iterator of certificates in the order of ``indices``. Work is done as it is read;
-        a certificate comes out with the call that completes its votes.
+        An iterator of certificates in the order in which they are complete. Work is done as it
+        is read; a certificate comes out with the call that completes its votes.
 
     Raises:
         TypeError: If ``images`` or ``labels`` is no tensor.
         ValueError: If images, labels, indices or ``rows`` are not as stated.
         ClassifierError: From the iterator, if the classifier raises or its answer cannot
             be used.
+        VoteLogError: From the iterator, if votes cannot be written, or those in the log are of
+            other images.
     """
     places = _places(images, indices, rows)
     _check_labels(labels, len(images), classifier.classes)
-    return _certificates(
-        classifier, images, labels, settings, places=places, rows=rows, device=device
+    polling = Polling(
+        classifier,
+        images,
+        settings,
+        rows=rows,
+        device=torch.device(device),
+        meter=meter or Meter(),
+        log=log,
+        together=settings.is_sequential and meter is not None and meter.budget is not None,
+    )
+    return _certificates(polling, labels, places)
+
+
+def source_of(classifier: Classifier, device: torch.device | str = "cpu") -> Source:
+    """Tells what certificates of a classifier will carry about where they come from.
+
+    Args:
+        classifier: The black box.
+        device: Where noise is drawn.
+    """
+    return Source(
+        classifier=classifier.fingerprint,
+        classes=classifier.classes,
+        dtype="float32",
+        device=torch.device(device).type,
+        package_version=deepzero_apps.__version__,
+        torch_version=str(torch.__version__),
     )
 
 
@@ -128,12 +172,13 @@ def predict(
 
     Of ``settings.n`` votes the two leading classes get k1 and k2; the leader is returned if
     a two-sided binomial test rejects, at alpha, that both are equally likely. So an answer
-    other than that of the smoothed classifier has probability at most alpha.
+    other than that of the smoothed classifier has probability at most alpha. Votes without an
+    answer count for the second.
 
     Args:
         classifier: The black box; deterministic, on ``device``.
         images: Images of shape ``(n, channel, height, width)``, floating, in [0, 1].
-        settings: The settings; ``n0`` is not used.
+        settings: The settings; of them ``n``, ``sigma``, ``alpha``, ``seed`` and ``noise``.
         indices: Places of the images to predict, in this order; all by default.
         rows: Rows a call of the classifier, at least 1.
         device: Where noise is drawn and votes are counted.
@@ -146,88 +191,71 @@ def predict(
         ValueError: If images, indices or ``rows`` are not as stated.
         ClassifierError: If the classifier raises or its answer cannot be used.
     """
-    draws = [Draw(i, _PREDICTION, settings.n) for i in _places(images, indices, rows)]
-    tallies = _tallies(classifier, images, draws, settings, rows=rows, device=device)
-    leaders = [_leader(tally.counts, settings.alpha) for tally in tallies]
+    polling = Polling(classifier, images, settings, rows=rows, device=torch.device(device))
+    counts = [
+        Count(place, _PREDICTION, settings.n, np.zeros(classifier.classes, dtype=np.int64))
+        for place in _places(images, indices, rows)
+    ]
+    for _ in poll(polling, counts):
+        pass
+    leaders = [_leader(count.counts, count.lost, settings.alpha) for count in counts]
     return torch.tensor(leaders, dtype=torch.int64)
 
 
-def _leader(counts: np.ndarray, alpha: float) -> int:
+def _leader(counts: np.ndarray, lost: int, alpha: float) -> int:
     first, second = np.argsort(-counts, kind="stable")[:2]
-    trials = int(counts[first] + counts[second])
-    p_value = binomtest(int(counts[first]), trials, 0.5).pvalue
-    return int(first) if p_value <= alpha else ABSTAIN
+    trials = int(counts[first] + counts[second]) + lost
+    p_value = binomtest(int(counts[first]), trials, 0.5, alternative="greater").pvalue
+    return int(first) if 2 * p_value <= alpha else ABSTAIN
 
 
 def _certificates(
-    classifier: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    settings: Settings,
-    *,
-    places: Sequence[int],
-    rows: int,
-    device: torch.device | str,
+    polling: Polling, labels: Tensor, places: Sequence[int]
 ) -> Iterator[Certificate]:
-    source: dict[str, Any] = {
-        **asdict(settings),
-        "classifier": classifier.fingerprint,
-        "dtype": "float32",
-        "device": torch.device(device).type,
-        "package_version": deepzero_apps.__version__,
-        "torch_version": str(torch.__version__),
-    }
-    phases = ((_SELECTION, settings.n0), (_ESTIMATION, settings.n))
-    draws = (Draw(place, phase, votes) for place in places for phase, votes in phases)
-    tallies = _tallies(classifier, images, draws, settings, rows=rows, device=device)
-    for place, selection, estimation in zip(places, tallies, tallies, strict=True):
-        yield Certificate(
-            index=place,
-            label=int(labels[place]),
-            image=fingerprint(images[place].float()),
-            **_verdict(int(labels[place]), selection, estimation, settings),
-            **source,
+    source = source_of(polling.classifier, polling.device)
+    candidates = _candidates(polling, labels, places)
+    left = dict(candidates)
+    for ballot in poll(polling, candidates.values()):
+        yield left.pop(ballot.index).certificate(source)
+    if not polling.settings.is_sequential:
+        return
+    for candidate in left.values():  # the budget has ended
+        if candidate.is_open:
+            candidate.look()
+            yield candidate.certificate(source)
+
+
+def _candidates(polling: Polling, labels: Tensor, places: Sequence[int]) -> dict[int, Candidate]:
+    """A candidate for each place, with the votes that it has in the log."""
+    rule = rule_of(polling.settings)
+    candidates = {
+        place: Candidate(
+            Pictured(place, int(labels[place]), fingerprint(polling.images[place].float())),
+            polling.classifier.classes,
+            polling.settings,
+            rule,
         )
-
-
-def _tallies(
-    classifier: Classifier,
-    images: Tensor,
-    draws: Iterable[Draw],
-    settings: Settings,
-    *,
-    rows: int,
-    device: torch.device | str,
-) -> Iterator[Tally]:
-    return count_votes(
-        classifier,
-        images,
-        draws,
-        sigma=settings.sigma,
-        seed=settings.seed,
-        rows=rows,
-        device=torch.device(device),
-    )
-
-
-def _verdict(
-    label: int, selection: Tally, estimation: Tally, settings: Settings
-) -> dict[str, Any]:
-    selected = int(selection.counts.argmax())
-    votes = int(estimation.counts[selected])
-    p_lower = lower_bound(votes, settings.n, settings.alpha)
-    predicted = selected if p_lower > 0.5 else ABSTAIN
-    return {
-        "predicted": predicted,
-        "radius": round_down(radius(p_lower, settings.sigma)),
-        "correct": predicted == label,
-        "seconds": selection.seconds + estimation.seconds,
-        "selected": selected,
-        "selection_counts": tuple(selection.counts.tolist()),
-        "votes": votes,
-        "other_votes": settings.n - votes,
-        "p_lower": p_lower,
+        for place in places
     }
+    if polling.log is not None:
+        for candidate in candidates.values():
+            polling.log.picture(candidate.pictured)
+        _replay(polling.log, candidates)
+    return candidates
+
+
+def _replay(log: VoteLog, candidates: Mapping[int, Candidate]) -> None:
+    for entry in log.votes.entries:
+        if entry.index not in candidates:
+            continue
+        try:
+            candidates[entry.index].add(entry)
+        except ValueError as error:
+            version = log.votes.source.package_version
+            raise VoteLogError(
+                f"{log.path} does not fit the looks of this version, {deepzero_apps.__version__} "
+                f"(it was written by {version}): {error}; make certificates of it by recertify"
+            ) from error
 
 
 def _places(images: Tensor, indices: Sequence[int] | None, rows: int) -> list[int]:

@@ -6,8 +6,9 @@ A journal is a folder with two files. ``certificates.jsonl`` is the truth: every
 
 Each certificate is appended and flushed at once. A process that is killed can leave one torn
 line at the end, which readers ignore and the next `Journal` cuts off; that image is certified
-again, with the same votes. A journal of other settings or another classifier is refused and
-left as it is.
+again, from the votes in its log (``vote_log``). Certificates that a budget ended are left out by
+the next `Journal`: more votes may say more. A journal of other settings or another classifier is
+refused and left as it is.
 
 References:
     | Log format of Certified Adversarial Robustness via Randomized Smoothing
@@ -19,7 +20,8 @@ __all__ = ["Journal", "JournalError", "read"]
 import fcntl
 import json
 import os
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -85,7 +87,7 @@ class Journal:
 
     def __init__(self, folder: Path | str, settings: Settings, *, classifier: str) -> None:
         self.folder = Path(folder)
-        self._expected = {**asdict(settings), "classifier": classifier}
+        self._settings, self._classifier = settings, classifier
         self._certificates: list[Certificate] = []
         self._done: set[int] = set()
         self._jsonl: IO[bytes] | None = None
@@ -114,10 +116,10 @@ class Journal:
         if self._jsonl is None or self._tsv is None:
             raise JournalError("journal must be open; use `with Journal(...) as journal:`")
         self._admit(certificate, "certificate")
-        line = json.dumps(asdict(certificate), allow_nan=False) + "\n"
-        for file, text in ((self._jsonl, line), (self._tsv, _tsv_row(certificate))):
+        rows = (_line(certificate), _tsv_row(certificate).encode())
+        for file, text in zip((self._jsonl, self._tsv), rows, strict=True):
             try:
-                file.write(text.encode())
+                file.write(text)
                 file.flush()
             except OSError as error:
                 self._close()  # the line may be torn: nothing must follow it
@@ -127,6 +129,27 @@ class Journal:
                 ) from error
         self._certificates.append(certificate)
         self._done.add(certificate.index)
+
+    def conclude(self, findings: Sequence[str]) -> None:
+        """Writes what checks of the black box found into every certificate, all at once.
+
+        Args:
+            findings: The findings, in words.
+
+        Raises:
+            JournalError: If the journal is not open or cannot be written.
+        """
+        if self._jsonl is None:
+            raise JournalError("journal must be open; use `with Journal(...) as journal:`")
+        told = [replace(c, findings=tuple(findings)) for c in self._certificates]
+        if told == self._certificates:
+            return
+        try:
+            self._rewrite(told)
+        except OSError as error:
+            self._close()
+            raise JournalError(f"cannot write {self.folder / _JSONL}: {error}") from error
+        self._certificates = told
 
     def __enter__(self) -> Self:
         try:
@@ -168,16 +191,42 @@ class Journal:
             self._certificates.append(certificate)
             self._done.add(certificate.index)
         file.truncate(whole)
+        self._drop_unfinished()
+
+    def _drop_unfinished(self) -> None:
+        final = [c for c in self._certificates if c.stop != "budget"]
+        if len(final) < len(self._certificates):
+            self._rewrite(final)
+            self._certificates, self._done = final, {c.index for c in final}
 
     def _admit(self, certificate: Certificate, what: str) -> None:
-        for field, expected in self._expected.items():
-            found = getattr(certificate, field)
-            if found != expected:
+        expected = {**asdict(self._settings), "classifier": self._classifier}
+        found = {**asdict(certificate.settings), "classifier": certificate.source.classifier}
+        for name, value in expected.items():
+            if found[name] != value:
                 raise JournalError(
-                    f"{what} has {field} {found!r}, this run {expected!r}; choose another folder"
+                    f"{what} has {name} {found[name]!r}, this run {value!r}; choose another folder"
                 )
         if certificate.index in self._done:
             raise JournalError(f"{what} has image {certificate.index} a second time")
+
+    def _rewrite(self, certificates: Sequence[Certificate]) -> None:
+        """Replaces the file as a whole; the new one is locked before it takes the old one's name."""
+        path = self.folder / _JSONL
+        fresh = path.with_suffix(".jsonl.new")
+        file = fresh.open("wb+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(b"".join(_line(c) for c in certificates))
+            file.flush()
+            os.fsync(file.fileno())
+            fresh.replace(path)
+        except OSError:
+            file.close()
+            raise
+        old, self._jsonl = self._jsonl, file
+        if old is not None:
+            old.close()
 
     def _open_tsv(self) -> IO[bytes]:
         """Opens the table, made anew where it lacks rows or has a torn one."""
@@ -215,7 +264,13 @@ def _parse(content: bytes, file: Path) -> tuple[list[Certificate], int]:
             raise JournalError(
                 f"{file}, line {number} is no certificate: {place}: {fault['msg']}"
             ) from error
+        except (OverflowError, TypeError) as error:  # of a number that no settings can have
+            raise JournalError(f"{file}, line {number} is no certificate: {error}") from error
     return certificates, whole
+
+
+def _line(certificate: Certificate) -> bytes:
+    return json.dumps(asdict(certificate), allow_nan=False).encode() + b"\n"
 
 
 def _tsv_row(certificate: Certificate) -> str:

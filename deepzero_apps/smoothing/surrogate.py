@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deepzero_apps.smoothing.answers import NO_VOTE
 from deepzero_apps.smoothing.methods import Batch
-from deepzero_apps.smoothing.objectives import Scores, cross_entropy_head
+from deepzero_apps.smoothing.objectives import Answers, expected_errors, losses_of, usable
 from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.training import Observation
 
@@ -54,7 +55,11 @@ def surrogate_network(
 
 
 class Surrogate:
-    """A network that learns a black box's scores from the answers it gave.
+    """A network that learns a black box from the answers it gave.
+
+    Scores are learnt by their Kullback-Leibler divergence, labels by cross-entropy, so that in
+    either case its probabilities come to be those of the answers. What was lost teaches nothing: it
+    is not remembered.
 
     Args:
         network: Images ``(n, c, h, w)`` to scores ``(n, classes)``.
@@ -101,16 +106,21 @@ class Surrogate:
 
         Args:
             images: What was asked, ``(n, c, h, w)``.
-            answers: The scores that came, ``(n, classes)``.
+            answers: What came: scores ``(n, classes)``, or labels ``(n,)``; lost ones are
+                labels -1, or scores that prefer no class.
             generator: Picks the remembered answers.
 
         Returns:
-            The mean Kullback-Leibler divergence from answers to surrogate.
+            The mean Kullback-Leibler divergence from answers to surrogate, of labels the mean
+            cross-entropy; 0 while nothing is known.
         """
-        self._remember(images, answers)
+        told = answers != NO_VOTE if answers.ndim == 1 else answers.amax(1) > answers.amin(1)
+        self._remember(images[told], answers[told])
         assert self.images is not None
         assert self.answers is not None
         known = min(self.seen, self.capacity)
+        if not known:
+            return 0.0
         total = 0.0
         for _ in range(self.updates):
             rows = torch.randint(known, (self.rows,), generator=generator, device=generator.device)
@@ -142,7 +152,8 @@ class Surrogate:
 
     def _remember(self, images: Tensor, answers: Tensor) -> None:
         if self.images is None or self.answers is None:
-            self.capacity = max(1, min(self.capacity, MEMORY // images[:1].nbytes))
+            one = images.element_size() * images.shape[1:].numel()
+            self.capacity = max(1, min(self.capacity, MEMORY // one))
             self.images = images.new_zeros(self.capacity, *images.shape[1:])
             self.answers = answers.new_zeros(self.capacity, *answers.shape[1:])
         for i in range(0, len(images), self.capacity):
@@ -155,12 +166,7 @@ class Surrogate:
 
     def _update(self, images: Tensor, answers: Tensor) -> float:
         with torch.enable_grad():
-            loss = functional.kl_div(
-                self.network(images).log_softmax(1),
-                answers.log_softmax(1),
-                log_target=True,
-                reduction="batchmean",
-            )
+            loss = _misfit(self.network(images), answers)
             self.optimizer.zero_grad()
             loss.backward()
         self.optimizer.step()
@@ -171,7 +177,7 @@ class WithSurrogate:
     """Randomized differences at the denoised image, with the surrogate as control variate.
 
     Args:
-        scores: The metered black box.
+        answers: The metered black box.
         surrogate: Learns from every answer.
         mu: The step, in units of the pixels.
         q: The number of directions an image.
@@ -181,7 +187,7 @@ class WithSurrogate:
 
     def __init__(
         self,
-        scores: Scores,
+        answers: Answers,
         surrogate: Surrogate,
         *,
         mu: float,
@@ -189,7 +195,7 @@ class WithSurrogate:
         weight: float | None = None,
         seed: int = 0,
     ) -> None:
-        self.scores = scores
+        self.answers = answers
         self.surrogate = surrogate
         self.mu = mu
         self.q = q
@@ -204,34 +210,40 @@ class WithSurrogate:
         u = torch.empty(self.q, *z.shape, dtype=z.dtype, device=z.device).normal_(
             generator=generator
         )
-        points = torch.cat((z[None], z + self.mu * u))
+        shown = torch.cat((z[None], z + self.mu * u)).flatten(0, 1).clamp(0, 1)
         with torch.no_grad():
-            answers = self.scores(points.flatten(0, 1).clamp(0, 1))
-        losses = functional.cross_entropy(
-            answers, batch.targets.repeat(1 + self.q), reduction="none"
-        ).view(1 + self.q, len(z))
+            answers = usable(self.answers(shown))
+        losses = losses_of(answers, batch.targets.repeat(1 + self.q)).view(1 + self.q, len(z))
 
-        gradient = self._gradient(
-            z, u, (losses[1:] - losses[0]) / self.mu, batch.targets
-        )  # eq. (1)
+        measured = ((losses[1:] - losses[0]) / self.mu).to(z.dtype)
+        free = self._free_gradient(z, batch.targets, labels=answers.ndim == 1)
+        gradient = self._gradient(u, measured, free)  # eq. (1)
         denoised.backward(gradient / len(z))
-        divergence = self.surrogate.learn(points.flatten(0, 1).clamp(0, 1), answers, generator)
+        divergence = self.surrogate.learn(shown, answers, generator)
         extra = {"surrogate_divergence": divergence, "beta": self.surrogate.beta}
         return Observation(float(losses[0].mean()), extra=extra)
 
-    def _gradient(self, z: Tensor, u: Tensor, measured: Tensor, targets: Tensor) -> Tensor:
-        free = self._free_gradient(z, targets)
+    def _gradient(self, u: Tensor, measured: Tensor, free: Tensor) -> Tensor:
         predicted = (u * free).flatten(2).sum(2)
         beta = self.surrogate.beta  # from earlier steps: these directions must not choose it
         self.surrogate.compare(measured, predicted)
-        d = z[0].numel()
+        d = free[0].numel()
         weight = self.q / (self.q + d + 1) if self.weight is None else self.weight  # eq. (2)
         residual = (measured - beta * predicted).view(*measured.shape, 1, 1, 1) * u
         return beta * free + weight * residual.mean(0)
 
-    def _free_gradient(self, z: Tensor, targets: Tensor) -> Tensor:
+    def _free_gradient(self, z: Tensor, targets: Tensor, *, labels: bool) -> Tensor:
         with torch.enable_grad():
             leaf = z.clone().requires_grad_()
-            loss = cross_entropy_head(self.surrogate.network, targets)(leaf[None]).sum()
-            (gradient,) = torch.autograd.grad(loss, leaf)
+            scores = self.surrogate.network(leaf.clamp(0, 1))
+            losses = expected_errors(scores, targets) if labels else losses_of(scores, targets)
+            (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         return gradient
+
+
+def _misfit(scores: Tensor, answers: Tensor) -> Tensor:
+    if answers.ndim == 1:
+        return functional.cross_entropy(scores, answers)
+    return functional.kl_div(
+        scores.log_softmax(1), answers.log_softmax(1), log_target=True, reduction="batchmean"
+    )

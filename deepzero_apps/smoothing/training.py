@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from deepzero_apps.smoothing.answers import NO_VOTE, labels_of
 from deepzero_apps.smoothing.methods import Batch, Method
-from deepzero_apps.smoothing.objectives import Scores
+from deepzero_apps.smoothing.objectives import Answers
 from deepzero_apps.zeroth_order.oracle import Meter
 from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.training import Observation, Stateful, Training, minibatch
@@ -65,7 +66,8 @@ def defence_training(
         network: The denoiser; its trainable parameters are moved.
         method: The gradient.
         images: Clean training images ``(n, c, h, w)`` in [0, 1].
-        targets: The classes wanted, int64 ``(n,)``.
+        targets: The classes wanted, int64 ``(n,)``; images of target -1 take no part (their
+            clean answers were lost).
         recipe: Noise, batches and learning rate.
         meter: The meter of the black box's queries.
         companion: What else learns, such as a `Surrogate`.
@@ -74,11 +76,18 @@ def defence_training(
         The run; ``run(recipe.steps)`` trains.
 
     Raises:
-        ValueError: If there are fewer images than a batch holds, or targets and images differ
-            in number.
+        ValueError: If there are fewer images with a target than a batch holds, or targets and
+            images differ in number.
     """
     if len(targets) != len(images):
         raise ValueError(f"targets must be one an image, got {len(targets)} for {len(images)}")
+    wanted = targets != NO_VOTE
+    images, targets = images[wanted], targets[wanted]
+    if len(images) < recipe.batch <= len(wanted):
+        raise ValueError(
+            f"targets must be known for a batch of {recipe.batch} images, got {len(images)} of "
+            f"{len(wanted)}: the other clean answers were lost; ask again, or train on labels"
+        )
 
     def rows(step: int) -> Tensor:
         chosen = minibatch(step, samples=len(images), size=recipe.batch, seed=recipe.seed)
@@ -105,17 +114,17 @@ def defence_training(
     )
 
 
-def clean_answers(scores: Scores, images: Tensor) -> Tensor:
+def clean_answers(answers: Answers, images: Tensor) -> Tensor:
     """Asks for the classifier's own clean answers, the targets of the stability objective.
 
     Args:
-        scores: The metered black box; costs one query an image.
+        answers: The metered black box; costs one query an image.
         images: Clean images ``(n, c, h, w)``.
 
     Returns:
-        Classes, int64 ``(n,)``.
+        Classes, int64 ``(n,)``; -1 where the answer was lost.
     """
-    return scores(images).argmax(1)
+    return labels_of(answers(images))
 
 
 def steps_within(budget: int, *, batch: int, queries: int) -> int:

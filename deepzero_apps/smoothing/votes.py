@@ -1,182 +1,295 @@
-r"""Votes of a classifier under Gaussian noise, counted.
+r"""Votes of a classifier under Gaussian noise, counted in full calls that many images share.
 
-For an image :math:`x` and :math:`\epsilon_j \sim \mathcal{N}(0, I)` the votes are
+A *ballot* is one image's wish for votes: how many more it wants before it looks at them. The loop
+fills each call of ``rows`` rows with noisy copies of as many ballots as that takes, counts the
+answers where they arise (one small transfer a call), writes them to the log, and only then hands
+them to their ballots, which may want more, or be over. Copies are formed in place, in one buffer
+that all calls share.
 
-.. math::
-    f(x + \sigma \epsilon_j), \qquad j = 1 \ldots n                             \tag{1}
+A ballot looks after exactly as many votes as it wished for. So what comes out for an image does
+not depend on ``rows``, on the order or on the company of other images, unless a budget ends it.
 
-and only their number by class is kept. Three properties are bought here:
-
-- *The noise of an image depends on nothing but* ``(seed, index, phase)``: one generator per
-  image and phase, seeded through numpy's SeedSequence, read in blocks of a fixed size, because
-  a torch generator gives other numbers for other shapes. Batch size, order and company of
-  other images do not enter. (The device does: a GPU draws other numbers than a CPU. A CPU
-  generator keeps 32 bits of its seed: of 20,000 streams two agree with a chance of 5 %.
-  Every certificate is sound all the same; two phases of one image agree once in 4e9.)
-- *Calls are full*: noisy copies of many images share a call of ``rows`` rows.
-- *Votes are counted where they arise*: one small transfer a call.
-
-:math:`x + \sigma \epsilon` is formed in float32, before any cast of the classifier's.
+With a budget, all images advance together, so that each has something when it ends; without, just
+as many as fill a call.
 """
 
-__all__ = ["BLOCK", "Draw", "Tally", "count_votes", "noise_blocks"]
+__all__ = ["Ballot", "Count", "Polling", "poll"]
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deepzero_apps.smoothing.blackbox import Classifier, ask, labels_of
+from deepzero_apps.smoothing.answers import Classifier, labels_of
+from deepzero_apps.smoothing.blackbox import ask
+from deepzero_apps.smoothing.bounds import Settings
+from deepzero_apps.smoothing.noise import NoisyCopies
+from deepzero_apps.smoothing.vote_log import Entry, VoteLog
+from deepzero_apps.zeroth_order.oracle import BudgetExhausted, Meter
 
-BLOCK = 128
-"""Noisy copies drawn at once. A change of it changes the noise."""
+
+class Ballot(Protocol):
+    """One image's wish for votes."""
+
+    index: int
+    """The image."""
+
+    phase: int
+    """The stream of noise that its votes are drawn from now."""
+
+    seen: int
+    """Votes drawn in this phase."""
+
+    wanted: int
+    """Votes to be drawn before the next look; 0 where it is over."""
+
+    def add(self, entry: Entry) -> None:
+        """Takes votes, at most ``wanted`` of them, of this phase and from ``seen`` on."""
 
 
-@dataclass(frozen=True)
-class Draw:
-    """A wish for votes.
+@dataclass
+class Count:
+    """The simplest ballot: a fixed number of votes of one phase.
 
     Args:
-        index: Which of the images.
-        phase: Which of the independent sets of votes of that image, from 0.
-        votes: How many, at least 1.
+        index: The image.
+        phase: The stream of noise.
+        wanted: How many votes.
+        counts: Votes by class so far.
+        lost: Votes without an answer so far.
     """
 
     index: int
     phase: int
-    votes: int
-
-
-@dataclass(frozen=True)
-class Tally:
-    """The votes of one draw.
-
-    Args:
-        counts: Votes by class, of shape ``(classes,)``, int64.
-        seconds: Time spent on them: of a shared call, the share of their rows.
-    """
-
+    wanted: int
     counts: np.ndarray
-    seconds: float
+    seen: int = 0
+    lost: int = 0
+    seconds: float = 0.0
+
+    def add(self, entry: Entry) -> None:
+        """Takes votes."""
+        for label, votes in entry.counts.items():
+            self.counts[label] += votes
+        self.lost += entry.lost
+        self.seen += entry.rows
+        self.wanted -= entry.rows
+        self.seconds += entry.seconds
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Rows of one draw; `is_last` where the draw ends with them."""
-
-    rows: Tensor
-    is_last: bool
-
-
-def count_votes(
-    classifier: Classifier,
-    images: Tensor,
-    draws: Iterable[Draw],
-    *,
-    sigma: float,
-    seed: int,
-    rows: int,
-    device: torch.device,
-) -> Iterator[Tally]:
-    """Counts the votes of many draws in full calls, eq. (1).
+class Polling:
+    """Where votes come from and where they go.
 
     Args:
         classifier: The black box; gets float32 batches on ``device``.
         images: Images of shape ``(n, channel, height, width)``, floating.
-        draws: What to draw; read lazily.
-        sigma: Standard deviation of the noise, in the images' units.
-        seed: The seed, at least 0.
+        settings: Noise and seed.
         rows: Rows a call, at least 1.
         device: Where noise is drawn and votes are counted.
+        meter: Charged one query a row.
+        log: Where votes are written before they count; nowhere by default.
+        together: Whether all ballots advance together.
+    """
+
+    classifier: Classifier
+    images: Tensor
+    settings: Settings
+    rows: int = 1024
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    meter: Meter = field(default_factory=Meter)
+    log: VoteLog | None = None
+    together: bool = False
+
+
+@dataclass
+class _Seat:
+    """A ballot at work with its stream of copies."""
+
+    ballot: Ballot
+    copies: NoisyCopies | None = None
+    phase: int = -1
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of a call that belong to one ballot."""
+
+    seat: _Seat
+    rows: int
+
+
+def poll(polling: Polling, ballots: Iterable[Ballot]) -> Iterator[Ballot]:
+    """Asks until every ballot is over, or the budget is spent to the query.
+
+    Args:
+        polling: Where votes come from and where they go.
+        ballots: The ballots; read lazily unless all advance together.
 
     Yields:
-        One tally a draw, in the order of the draws.
+        Each ballot that is over, as soon as it is. The others keep what they have.
 
     Raises:
         ClassifierError: If the classifier raises or its answer cannot be used.
+        VoteLogError: If votes cannot be written.
     """
-    counts, seconds = np.zeros(classifier.classes, dtype=np.int64), 0.0
-    pieces = (
-        piece
-        for draw in draws
-        for piece in _noisy(images[draw.index], draw, sigma=sigma, seed=seed, device=device)
-    )
+    waiting = iter(ballots)
+    active: deque[_Seat] = deque()
+    buffer = torch.empty(0)
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        while True:
+            yield from _admit(active, waiting, polling)
+            pieces = _pieces(active, int(min(polling.rows, polling.meter.remaining)))
+            total = sum(piece.rows for piece in pieces)
+            if total == 0:
+                return
+            if len(buffer) < total:
+                shape = (total, *polling.images.shape[1:])
+                buffer = torch.empty(shape, dtype=torch.float32, device=polling.device)
+            try:
+                _serve(buffer[:total], pieces, polling, pool)
+            except BudgetExhausted:  # a service's retries have spent what was left
+                return
+            yield from _rise(active, pieces, together=polling.together)
+
+
+def _serve(
+    rows: Tensor, pieces: Sequence[_Piece], polling: Polling, pool: ThreadPoolExecutor
+) -> None:
+    """Makes one call: forms the copies, asks, writes, and hands the votes to their ballots."""
     start = time.perf_counter()
-    for batch in _batches(pieces, rows):
-        votes = _votes(classifier, batch)
-        row_seconds = (time.perf_counter() - start) / sum(len(piece.rows) for piece in batch)
-        for piece, piece_votes in zip(batch, votes, strict=True):
-            counts, seconds = counts + piece_votes, seconds + row_seconds * len(piece.rows)
-            if piece.is_last:
-                yield Tally(counts, seconds)
-                counts, seconds = np.zeros_like(counts), 0.0
-        start = time.perf_counter()  # the consumer's time between tallies is not ours
+    _fill(rows, pieces, polling, pool)
+    labels, spent = _answers(rows, polling)
+    entries = _entries(labels, pieces, classes=polling.classifier.classes, start=start)
+    if polling.log is not None:
+        polling.log.append(entries, spent=spent)
+    for piece, entry in zip(pieces, entries, strict=True):
+        piece.seat.ballot.add(entry)
 
 
-def noise_blocks(
-    shape: Sequence[int], *, seed: int, index: int, phase: int, device: torch.device
-) -> Iterator[Tensor]:
-    """Gives the noise of one image and phase, without end.
-
-    Args:
-        shape: The image's shape, ``(channel, height, width)``.
-        seed: The seed, at least 0.
-        index: The image's place in its data set, at least 0.
-        phase: Which of its independent sets of votes, from 0.
-        device: Where to draw.
-
-    Yields:
-        Standard normal blocks of shape ``(BLOCK, channel, height, width)``, float32.
-    """
-    sequence = np.random.SeedSequence(entropy=seed, spawn_key=(index, phase))
-    generator = torch.Generator(device=device)
-    generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
-    while True:
-        yield torch.randn((BLOCK, *shape), generator=generator, device=device, dtype=torch.float32)
+def _rise(active: deque[_Seat], pieces: Sequence[_Piece], *, together: bool) -> Iterator[Ballot]:
+    """Takes away the ballots that are over; if all advance together, those just served wait."""
+    served = [active.popleft() for _ in pieces]
+    going_on = [seat for seat in served if seat.ballot.wanted]
+    if together:
+        active.extend(going_on)
+    else:
+        active.extendleft(reversed(going_on))
+    yield from (seat.ballot for seat in served if not seat.ballot.wanted)
 
 
-def _noisy(
-    image: Tensor, draw: Draw, *, sigma: float, seed: int, device: torch.device
-) -> Iterator[_Piece]:
-    image = image.detach().to(device, torch.float32)
-    blocks = noise_blocks(
-        image.shape, seed=seed, index=draw.index, phase=draw.phase, device=device
+def _admit(active: deque[_Seat], waiting: Iterator[Ballot], polling: Polling) -> Iterator[Ballot]:
+    """Seats ballots until they fill a call; passes on those that are over already."""
+    most = _share(polling.rows)
+    wanted = sum(min(most, seat.ballot.wanted) for seat in active)
+    while polling.together or wanted < polling.rows:
+        ballot = next(waiting, None)
+        if ballot is None:
+            return
+        if ballot.wanted == 0:
+            yield ballot
+            continue
+        active.append(_Seat(ballot))
+        wanted += min(most, ballot.wanted)
+
+
+def _pieces(active: Iterable[_Seat], rows: int) -> list[_Piece]:
+    """Shares the rows of a call among the ballots, first come first served."""
+    pieces: list[_Piece] = []
+    most = _share(rows)
+    for seat in active:
+        if rows == 0:
+            break
+        taken = min(rows, most, seat.ballot.wanted)
+        pieces.append(_Piece(seat, taken))
+        rows -= taken
+    return pieces
+
+
+def _share(rows: int) -> int:
+    """The most rows of a call that one ballot takes: each thread forms copies of another one."""
+    return -(-rows // torch.get_num_threads())
+
+
+def _fill(
+    rows: Tensor, pieces: Sequence[_Piece], polling: Polling, pool: ThreadPoolExecutor
+) -> None:
+    def write(part: Tensor, seat: _Seat) -> None:
+        _copies(seat, polling).write(part)
+
+    parts = rows.split([piece.rows for piece in pieces])
+    seats = [piece.seat for piece in pieces]
+    if len(pieces) == 1 or torch.get_num_threads() == 1:
+        for part, seat in zip(parts, seats, strict=True):
+            write(part, seat)
+    else:
+        list(pool.map(write, parts, seats))
+
+
+def _copies(seat: _Seat, polling: Polling) -> NoisyCopies:
+    ballot, settings = seat.ballot, polling.settings
+    if seat.copies is None or seat.phase != ballot.phase:
+        seat.phase = ballot.phase
+        seat.copies = NoisyCopies(
+            polling.images[ballot.index],
+            sigma=settings.sigma,
+            seed=settings.seed,
+            index=ballot.index,
+            phase=ballot.phase,
+            noise=settings.noise,
+            start=ballot.seen,
+            device=polling.device,
+        )
+    return seat.copies
+
+
+def _answers(rows: Tensor, polling: Polling) -> tuple[Tensor, int]:
+    """Charges and asks one call; gives its labels and the queries that they took."""
+    before = polling.meter.spent
+    polling.meter.charge(len(rows))
+    if polling.log is not None:
+        polling.log.ask(len(rows))
+    try:
+        labels = labels_of(ask(polling.classifier, rows))
+    except BaseException:  # Ctrl-C too
+        retries = polling.meter.spent - before - len(rows)
+        if polling.log is not None and retries:
+            polling.log.ask(retries)  # paid and not answered
+        raise
+    return labels, polling.meter.spent - before
+
+
+def _entries(
+    labels: Tensor, pieces: Sequence[_Piece], *, classes: int, start: float
+) -> list[Entry]:
+    """Counts the answers of one call."""
+    counts = _counts(labels, [piece.rows for piece in pieces], classes)
+    row_seconds = (time.perf_counter() - start) / len(labels)
+    return [
+        Entry(
+            piece.seat.ballot.index,
+            piece.seat.ballot.phase,
+            piece.seat.ballot.seen,
+            {int(label): int(votes[label + 1]) for label in votes[1:].nonzero()[0]},
+            int(votes[0]),
+            row_seconds * piece.rows,
+        )
+        for piece, votes in zip(pieces, counts, strict=True)
+    ]
+
+
+def _counts(labels: Tensor, sizes: Sequence[int], classes: int) -> np.ndarray:
+    """Counts the votes of each piece: ``(pieces, 1 + classes)``, those without answer first."""
+    lengths = torch.tensor(sizes, device=labels.device)
+    owners = torch.arange(len(sizes), device=labels.device).repeat_interleave(
+        lengths, output_size=len(labels)
     )
-    for start, noise in zip(range(0, draw.votes, BLOCK), blocks, strict=False):
-        # Added before a block is cut: a vectorized sum may round another way in its tail.
-        rows = (image + sigma * noise)[: draw.votes - start]
-        yield _Piece(rows, is_last=start + BLOCK >= draw.votes)
-
-
-def _batches(pieces: Iterable[_Piece], rows: int) -> Iterator[list[_Piece]]:
-    """Packs pieces into lists of `rows` rows, the last one shorter, cutting where it must."""
-    batch: list[_Piece] = []
-    free = rows
-    for whole in pieces:
-        rest = whole
-        while len(rest.rows) > free:
-            yield [*batch, _Piece(rest.rows[:free], is_last=False)]
-            rest = _Piece(rest.rows[free:], is_last=rest.is_last)
-            batch, free = [], rows
-        batch.append(rest)
-        free -= len(rest.rows)
-        if free == 0:
-            yield batch
-            batch, free = [], rows
-    if batch:
-        yield batch
-
-
-def _votes(classifier: Classifier, batch: Sequence[_Piece]) -> np.ndarray:
-    """Asks for one batch; gives votes of shape (pieces, classes)."""
-    labels = labels_of(ask(classifier, torch.cat([piece.rows for piece in batch])))
-    sizes = torch.tensor([len(piece.rows) for piece in batch], device=labels.device)
-    owners = torch.arange(len(batch), device=labels.device).repeat_interleave(
-        sizes, output_size=len(labels)
-    )
-    cells = len(batch) * classifier.classes
-    counts = torch.bincount(owners * classifier.classes + labels, minlength=cells)
-    return counts.view(len(batch), classifier.classes).cpu().numpy()
+    cells = owners * (classes + 1) + labels + 1
+    counts = torch.bincount(cells, minlength=len(sizes) * (classes + 1))
+    return counts.view(len(sizes), classes + 1).cpu().numpy()

@@ -1,11 +1,15 @@
 """Classifiers by name and of the user's own, sound and broken."""
 
+import json
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from deepzero_apps.cli import main
 from deepzero_apps.cli.black_boxes import black_box
@@ -13,6 +17,7 @@ from deepzero_apps.cli.settings import Misuse
 from deepzero_apps.smoothing.blackbox import labels_of
 from deepzero_apps.vision import Splits, load
 from tests.cli.conftest import CENTROIDS
+from tests.smoothing.services.launch import Running, launched
 
 NETWORK = """
 import torch
@@ -169,14 +174,11 @@ def test_an_answer_that_breaks_later_is_one_message(
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("method", ["zo-ds", "deepzero", "zo-ae-ds", "zo-cv"])
-def test_labels_are_refused_where_scores_are_needed(
-    own_module: Callable[[str], str], method: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_labels_suffice_for_training(own_module: Callable[[str], str]) -> None:
     name = f"{own_module(CENTROIDS)}:labels"
-    assert main(["defend", "--classifier", name, "--method", method, "--out", "run"]) == 2
-    assert "--classifier must answer scores (n, classes)" in capsys.readouterr().err
-    assert not Path("run").exists()
+    small = ["--method", "zo-ds", "--steps", "2", "--width", "1", "--batch", "8"]
+    budget = ["--budget", "1400"]  # 1,000 are the classifier's own clean answers
+    assert main(["defend", "--classifier", name, "--out", "run", *small, *budget]) == 0
 
 
 def test_labels_suffice_for_certificates(own_module: Callable[[str], str]) -> None:
@@ -192,6 +194,126 @@ def test_the_number_of_classes_must_fit(
     assert main(["certify", "--classifier", f"{name}:adapter", "--out", "run"]) == 2
     assert "error: --classifier" in capsys.readouterr().err
     assert not Path("run").exists()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with launched() as running:
+        yield running
+
+
+@pytest.fixture
+def service(server: Running, tmp_path: Path) -> Callable[..., str]:
+    """Writes the description of the running service; returns the file's name."""
+    server.script()
+
+    def write(kind: str = "scores", suffix: str = ".yaml", **fields: object) -> str:
+        described = {"url": f"{server.url}/{kind}", "classes": list(range(10)), "backoff": 0}
+        path = tmp_path / f"service{suffix}"
+        path.write_text(json.dumps({**described, **fields}))  # JSON is YAML, too
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".yml", ".json"])
+def test_a_service_of_scores(
+    server: Running, service: Callable[..., str], splits: Splits, suffix: str
+) -> None:
+    assert own(service(suffix=suffix), splits) == (True, False, pytest.approx(0.97, abs=0.03))
+    assert server.sizes()[0] == 1  # the first image, before any work
+
+
+def test_a_service_of_labels(service: Callable[..., str], splits: Splits) -> None:
+    scores, white, accuracy = own(service("numbers", answer="label"), splits)
+
+    assert (scores, white) == (False, False)
+    assert accuracy > 0.94
+
+
+def test_classes_of_a_service_take_the_order_of_the_data(
+    service: Callable[..., str], splits: Splits
+) -> None:
+    digits = [str(digit) for digit in range(10)]
+    moved = [*digits[1:], "0"]  # the service calls its first class 1, and so on
+    _, _, accuracy = own(service(classes=moved), splits)
+    _, _, by_place = own(service(classes=[f"digit {digit}" for digit in digits]), splits)
+
+    assert accuracy < 0.02
+    assert by_place > 0.94
+    with pytest.raises(Misuse, match=r"classes must be those of the data, 0, 1, 2.*got zero, 1"):
+        own(service(classes=["zero", *digits[1:]]), splits)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"url": "nowhere"}, "url must be an http or https address"),
+        ({"headers": {"Authorization": "Bearer abc"}}, "must take its credential from the env"),
+        ({"headers": {"Authorization": "${ABSENT_KEY}"}}, "ABSENT_KEY, which is not set"),
+        ({"answers": "elsewhere", "give_up": 1}, "does not answer: .*no list at 'elsewhere'"),
+        ({"row": "elsewhere"}, "must answer a first image, got no usable answer from"),
+        ({"classes": ["a", "b"]}, "must answer a first image, got no usable answer from"),
+    ],
+)
+def test_a_service_that_is_not_as_described_is_refused(
+    service: Callable[..., str], splits: Splits, fields: dict[str, object], words: str
+) -> None:
+    with pytest.raises(Misuse, match=f"--classifier.*{words}"):
+        own(service(**fields), splits)
+
+
+def test_an_address_is_no_classifier(splits: Splits) -> None:
+    with pytest.raises(Misuse, match=r"a file that describes the service, .*service.yaml as `url"):
+        own("https://host/predict", splits)
+
+
+def test_models_in_files(splits: Splits, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+    example = torch.rand(2, 1, 8, 8)
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(network, (example,), dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "model.pt2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.trace(network, example), tmp_path / "model.pt")
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
+        [
+            numpy_helper.from_array(value.detach().numpy(), name)
+            for name, value in zip("wb", network[1].parameters(), strict=True)
+        ],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "model.onnx")
+    hits = network(splits.test.pixels()).argmax(1) == splits.test.labels
+
+    for name in ("model.pt2", "model.pt", "model.onnx"):
+        found = own(str(tmp_path / name), splits)
+        assert found == (True, False, pytest.approx(float(hits.float().mean())))
+    with pytest.raises(Misuse, match=r"cannot read .*absent.onnx: No such file"):
+        own(str(tmp_path / "absent.onnx"), splits)
+
+
+@pytest.mark.parametrize("name", ["svc", "mine"])
+def test_bits_round_what_the_classifier_is_shown(
+    name: str, splits: Splits, own_module: Callable[[str], str]
+) -> None:
+    name = name if name == "svc" else f"{own_module(CENTROIDS)}:scores"
+    images = splits.test.pixels(slice(0, 20)) + 0.1
+    plain, coarse = (
+        black_box(name, splits, weights=None, seed=0, device="cpu", bits=bits).classifier
+        for bits in (None, 2)
+    )
+
+    rounded = (images.clamp(0, 1) * 3).round() / 3
+    assert torch.equal(coarse(images), plain(rounded))
+    assert not torch.equal(coarse(images), plain(images))
+    assert coarse.fingerprint != plain.fingerprint
 
 
 def test_a_network_of_the_user_may_teach_fo_ds(own_module: Callable[[str], str]) -> None:

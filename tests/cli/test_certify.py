@@ -2,12 +2,16 @@
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deepzero_apps.cli import main
+from deepzero_apps.smoothing.sequences import lower_bound_anytime
+from deepzero_apps.smoothing.vote_log import read_votes
 from tests.cli import processes
 from tests.cli.conftest import CENTROIDS
 
@@ -19,7 +23,7 @@ def certify(*flags: str) -> int:
     return main(["certify", *VOTES, *flags])
 
 
-def certificates(folder: Path | str) -> list[dict[str, object]]:
+def certificates(folder: Path | str) -> list[dict[str, Any]]:
     text = (Path(folder) / "certificates.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]
 
@@ -31,7 +35,8 @@ def test_the_bare_classifier_gets_certificates_in_the_field_s_columns(
 
     assert certify(*flags) == 0
 
-    assert asked() == 4 * (60 + 10) + 1  # the image that every black box is shown
+    # 4 canaries are asked 4 times, and every black box is shown one image first
+    assert asked() == 4 * (60 + 10) + 4 * 4 + 1
     head, *rows = Path("run/certificates.tsv").read_text().splitlines()
     assert head.split("\t") == ["idx", "label", "predict", "radius", "correct", "time"]
     found = certificates("run")
@@ -40,7 +45,7 @@ def test_the_bare_classifier_gets_certificates_in_the_field_s_columns(
         assert (int(index), int(label)) == (one["index"], one["label"])
         assert (int(predicted), float(radius)) == (one["predicted"], one["radius"])
         assert bool(int(correct)) is one["correct"]
-    assert {one["sigma"] for one in found} == {0.25}
+    assert {one["settings"]["sigma"] for one in found} == {0.25}
     document = json.loads(Path("rows.json").read_text())
     (summary,) = document["rows"]
     assert document["settings"]["sigma"] == 0.25
@@ -60,7 +65,7 @@ def test_a_defend_run_brings_its_settings_along(centroids: str) -> None:
     assert document["rows"][0]["method"] == "zo-ds"
     settings = document["settings"]
     assert (settings["sigma"], settings["classifier"], settings["width"]) == (0.25, centroids, 2)
-    assert {one["sigma"] for one in certificates("run/certificates")} == {0.25}
+    assert {c["settings"]["sigma"] for c in certificates("run/certificates")} == {0.25}
 
 
 def test_a_wish_that_contradicts_the_run_is_refused(
@@ -89,11 +94,12 @@ def test_votes_do_not_depend_on_rows_or_resumption(
 
     assert certify("--out", "run", "--classifier", centroids, "--resume") == 0
 
-    assert asked() - queries == 2 * (60 + 10) + 1
+    # votes are kept: only the probe, and 4 canaries at the start and at the end
+    assert asked() - queries == 1 + 4 + 4
     one, other = certificates("whole"), certificates("run")
     assert [c["votes"] for c in one] == [c["votes"] for c in other]
     assert certify("--out", "run", "--classifier", centroids, "--resume") == 0
-    assert asked() - queries == 2 * (60 + 10) + 2
+    assert asked() - queries == 1 + 4 + 4 + 1  # a finished run is only shown one image
 
 
 def test_a_changed_classifier_is_refused(
@@ -119,6 +125,130 @@ def test_a_changed_classifier_is_refused(
     assert Path("bare/certificates.jsonl").read_bytes() == before
 
 
+def test_radii_are_decided_with_few_votes(centroids: str, asked: Callable[[], int]) -> None:
+    flags = ["--classifier", centroids, "--sigma", "0.25", "--n", "5000", "--out", "run"]
+    flags += ["--procedure", "decide", "--radii", "0.1", "0.3"]
+    assert main(["certify", "--images", "6", *flags]) == 0
+
+    found = certificates("run")
+    assert {c["stop"] for c in found} <= {"decided", "futile", "limit"}
+    assert asked() == sum(c["asked"] for c in found) + 4 * 6 + 1
+    assert asked() < 6 * 5_100 / 2
+    for c in found:
+        p = lower_bound_anytime(c["votes"], c["votes"] + c["other_votes"], 0.001)
+        assert c["p_lower"] == (p if c["votes"] else 0)
+
+
+def test_a_budget_is_hard_and_can_be_raised(
+    centroids: str, asked: Callable[[], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--classifier", centroids, "--out", "run", "--procedure", "anytime", "--n", "300"]
+    wanted = ["certify", "--images", "5", "--n0", "10", "--canaries", "2", *flags]
+    assert main([*wanted, "--budget", "1001"]) == 0
+
+    assert asked() == 1001 + 1
+    assert {c["stop"] for c in certificates("run")} <= {"budget", "futile"}
+    assert len(certificates("run")) == 5
+    assert "1,001 queries, 200 an image" in capsys.readouterr().out
+    before = {c["index"]: c["asked"] for c in certificates("run")}
+
+    assert main([*wanted, "--budget", "100000", "--resume"]) == 0
+
+    after = certificates("run")
+    assert {c["stop"] for c in after} <= {"limit", "futile"}
+    assert all(c["asked"] >= before[c["index"]] for c in after)
+    assert (
+        main(["certify", "--images", "5", "--n0", "10", *flags[:2], *flags[4:], "--out", "x"]) == 0
+    )
+    unhurried = {c["index"]: (c["votes"], c["radius"]) for c in certificates("x")}
+    for c in after:  # looks at the budget's end may only add to what is known
+        assert c["radius"] >= unhurried[c["index"]][1]
+
+
+def test_a_budget_too_small_for_an_image_is_one_message(
+    centroids: str, asked: Callable[[], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert certify("--classifier", centroids, "--out", "run", "--budget", "69") == 2
+
+    assert asked() == 69 + 1
+    assert "--budget must pay for the votes of one image at least, got 69" in (
+        capsys.readouterr().err
+    )
+    assert certify("--classifier", centroids, "--out", "run", "--budget", "130", "--resume") == 0
+    assert asked() == 130 + 2
+    assert "the budget ended after 1 of 4 images" in capsys.readouterr().out
+
+
+def test_shards_are_disjoint_and_complete(centroids: str) -> None:
+    for part in ("1/2", "2/2"):
+        out = f"part-{part[0]}"
+        assert certify("--classifier", centroids, "--out", out, "--shard", part) == 0
+
+    assert [c["index"] for c in certificates("part-1")] == [0, 2]
+    assert [c["index"] for c in certificates("part-2")] == [1, 3]
+
+
+def test_a_black_box_that_changes_is_told_and_written_down(
+    own_module: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """
+import numpy as np
+calls = 0
+def labels(images):
+    global calls
+    calls += 1
+    return np.full(len(images), 3 if calls < 8 else 4)
+"""
+    name = own_module(text) + ":labels"
+
+    assert certify("--classifier", name, "--out", "run", "--rows", "70") == 0
+
+    assert "FINDING change: canaries got other answers" in capsys.readouterr().out
+    for c in certificates("run"):
+        assert c["findings"][0].startswith("change: canaries got other answers")
+
+
+def test_votes_of_a_changed_model_are_told_on_resumption(
+    own_module: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "import numpy as np\ndef labels(images):\n    return np.full(len(images), {})\n"
+    name = own_module(text.format(3)) + ":labels"
+    assert certify("--classifier", name, "--out", "run", "--budget", "150") == 0
+    own_module(text.format(4))  # a function is known by its name alone
+
+    assert certify("--classifier", name, "--out", "run", "--budget", "9999", "--resume") == 0
+
+    assert "FINDING change" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_killed_run_asks_nothing_twice_and_ends_in_the_same_certificates(
+    centroids: str, asked: Callable[[], int]
+) -> None:
+    flags = ["--classifier", centroids, "--rows", "50", "--n", "400", "--images", "30"]
+    flags += ["--n0", "20", "--canaries", "0"]
+    assert main(["certify", *flags, "--out", "whole"]) == 0
+    queries = asked()
+    process = processes.start("certify", *flags, "--out", "run")
+    deadline = time.monotonic() + 60
+    while not (Path("run/votes.jsonl").exists() and asked() > queries + 2_000):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+    process.kill()
+    process.communicate()
+
+    assert main(["certify", *flags, "--out", "run", "--resume"]) == 0
+
+    # each process is shown one image first; the call at work when it was killed is asked again
+    again = asked() - queries - 2 - 30 * 420
+    assert 0 <= again <= 50
+    assert read_votes(Path("run")).unanswered == again or again == 0
+    whole, run = ({c["index"]: c for c in certificates(f)} for f in ("whole", "run"))
+    for c in (*whole.values(), *run.values()):
+        del c["seconds"]
+    assert run == whole
+
+
 def test_all_images_are_certified_where_more_are_asked_for(centroids: str) -> None:
     flags = ["--classifier", centroids, "--split", "validation", "--n", "20", "--n0", "1"]
     assert certify("--out", "run", *flags, "--images", "100000") == 0
@@ -128,9 +258,18 @@ def test_all_images_are_certified_where_more_are_asked_for(centroids: str) -> No
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (
+            ["--procedure", "decide", "--radii", "0.5", "0.25"],
+            "radii must be positive, finite and",
+        ),
+        (["--procedure", "decide", "--radii", "3"], "radii must be at most .* got 3"),
+        (["--radii", "0.5"], "radii must be .* empty for the others"),
+        (["--shard", "3/2"], "--shard must be I/K with I in 1 ... K, got 3/2"),
+        (["--shard", "0/0"], "--shard must be I/K"),
+        (["--budget", "-1"], "--budget: .* got -1"),
         (["--n", "10"], "n must be at least 11 at alpha 0.001, got 10"),
         (["--n", "1"], "n must be at least 11 at alpha 0.001, got 1"),
-        (["--n", "0"], "--n: .* got 0"),
+        (["--n", "-1"], "--n: .* got -1"),
         (["--n0", "0"], "--n0: .* got 0"),
         (["--alpha", "0"], "--alpha: .* got 0"),
         (["--alpha", "0.6"], "--alpha: .* got 0.6"),

@@ -25,6 +25,12 @@ SMALL = [
     "--latent",
     "4",
 ]
+GRID = """
+
+def _on_grid(images):
+    levels = 7 * images
+    assert np.abs(levels - np.round(levels)).max() < 1e-5
+"""
 BUDGET = 1700  # 1000 clean answers and two steps of 64 images with 5 queries each
 
 
@@ -76,7 +82,8 @@ def test_a_classifier_without_gradients_leaves_fo_ds_out_and_resumes_for_nothing
     assert methods == [m for m in METHODS if m != "fo-ds"]
     spent = sum(row["queries"] for row in first)
     shown = 1 + len(methods)  # one image each time that the black box is imported
-    assert queries == spent + len(methods) * 3 * (40 + 5) + shown
+    watched = 4  # an image, by certification
+    assert queries == spent + len(methods) * 3 * (40 + 5 + watched) + shown
 
     assert compare("run", *flags, "--resume") == 0
 
@@ -118,6 +125,8 @@ def test_the_number_of_processes_decides_nothing(centroids: str) -> None:
         (["--budget", "700"], "--budget must cover one step of"),
         (["--latent", "5"], "--latent: latent must be a positive multiple of 4"),
         (["--jobs", "0"], "--jobs: "),
+        (["--quantize", "0"], "--quantize: "),
+        (["--answers", "poems"], "poems"),
         (["--n", "10"], "n must be at least 11 at alpha 0.001, got 10"),
         (["--json", "absent/file"], "--json: json must name a file in a folder that exists"),
         (["--resume"], None),
@@ -137,14 +146,41 @@ def test_misuse_is_refused_and_nothing_is_written(
     assert not Path("runs").exists()
 
 
-def test_labels_are_refused_before_any_work(
-    own_module: Callable[[str], str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_labels_alone_train_every_method_that_asks(own_module: Callable[[str], str]) -> None:
     flags = ["--classifier", f"{own_module(CENTROIDS)}:labels", "--jobs", "1"]
-    assert compare("run", *flags) == 2
-    assert "--classifier must answer scores" in capsys.readouterr().err
-    assert not Path("run").exists()
-    assert compare("run", *flags, "--methods", "none", "mse") == 0
+
+    assert compare("run", *flags) == 0
+
+    document = json.loads(Path("run.json").read_text())
+    assert document["settings"]["answers"] == "labels"
+    asking = [row for row in document["rows"] if row["method"] not in ("none", "mse")]
+    assert [row["method"] for row in asking] == ["zo-ds", "zo-ae-ds", "deepzero", "zo-cv"]
+    assert all(BUDGET - 700 < row["queries"] <= BUDGET for row in asking)
+    votes = ["--images", "3", "--n", "40", "--n0", "5"]
+    assert main(["certify", "--run", "run/zo-cv", "--resume", *votes]) == 0
+
+
+def test_scores_reduced_to_labels_are_the_labels(own_module: Callable[[str], str]) -> None:
+    name = own_module(CENTROIDS)
+    flags = ["--methods", "none", "zo-cv", "--jobs", "1"]
+    assert compare("one", "--classifier", f"{name}:labels", *flags) == 0
+    assert compare("two", "--classifier", f"{name}:scores", "--answers", "labels", *flags) == 0
+
+    assert rows("one") == rows("two")
+    files = [Path(run, "zo-cv", "denoiser.safetensors") for run in ("one", "two")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_quantized_images_are_compared_and_seen(own_module: Callable[[str], str]) -> None:
+    name = own_module(
+        CENTROIDS.replace("    with open", "    _on_grid(images)\n    with open") + GRID
+    )
+    flags = ["--classifier", f"{name}:scores", "--jobs", "1", "--quantize", "3"]
+
+    assert compare("run", *flags, "--methods", "mse", "zo-ds", "zo-cv") == 0
+
+    settings = json.loads(Path("run/zo-cv/config.json").read_text())
+    assert (settings["quantize"], settings["mu"]) == (3, pytest.approx(2 / 7))
 
 
 def test_another_comparison_s_folder_is_refused(

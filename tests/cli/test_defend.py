@@ -9,10 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from deepzero_apps.cli import main
-from deepzero_apps.cli.defences import METHODS
+from deepzero_apps.cli.black_boxes import BlackBox
+from deepzero_apps.cli.defences import METHODS, TUNED, tuned
+from deepzero_apps.cli.defend import DefendSettings
+from deepzero_apps.cli.defend import defend as train
+from deepzero_apps.cli.scenes import Scene
+from deepzero_apps.smoothing.adapters import Adapter
+from deepzero_apps.vision import load
 from tests.cli import processes
 
 SMALL = ["--steps", "3", "--width", "2", "--batch", "16"]
@@ -82,6 +90,69 @@ def test_the_classifier_is_asked_as_stated_and_never_beyond_the_budget(
     assert result("run")["steps"] == steps
     assert result("run")["queries"] == answers + steps * 16 * each <= budget
     assert asked() == result("run")["queries"] + 1  # the image that every black box is shown
+
+
+class Flaky(Adapter):
+    """Loses every fifth image after one repetition, which it charges, as a service does."""
+
+    classes, name, may_lose, fingerprint = 10, "flaky", True, "f" * 64
+
+    def __init__(self, *, scores: bool) -> None:
+        self.scores = scores
+        self.sent = 0
+
+    def _answer(self, images: Tensor) -> Tensor:
+        lost = torch.arange(len(images)) % 5 == 0
+        self.sent += len(images)
+        if self.meter is not None:
+            self.meter.charge(int(lost.sum()))
+            self.sent += int(lost.sum())
+        scores = images.flatten(1)[:, 20:30]
+        if self.scores:
+            return scores.masked_fill(lost[:, None], torch.nan)
+        return scores.argmax(1).masked_fill(lost, -1)
+
+
+@pytest.mark.parametrize("scores", [True, False])
+@pytest.mark.parametrize("method", ["zo-ds", "zo-ae-ds", "deepzero", "zo-cv"])
+def test_lost_answers_are_paid_for_and_stop_nothing(
+    tmp_path: Path, method: str, scores: bool
+) -> None:
+    classifier = Flaky(scores=scores)
+    settings = DefendSettings(
+        method=method, steps=3, width=2, batch=16, latent=4, budget=2000, checkpoint_every=0
+    )
+    view = Scene(load("digits"), BlackBox(classifier, None, scores=scores))
+
+    found = train(settings, tmp_path / "run", view)
+
+    asked = load_file(tmp_path / "run" / "clean_answers.safetensors")
+    assert found["queries"] == classifier.sent <= 2000
+    assert found["steps"] > 3
+    assert int((next(iter(asked.values())) == -1).sum()) == 200
+    assert classifier.meter is None  # certification pays from another budget
+    weights = load_file(tmp_path / "run" / "denoiser.safetensors")
+    assert all(v.isfinite().all() for v in weights.values())
+
+
+def test_labels_and_levels_widen_the_tuned_step_and_no_other() -> None:
+    for method, plain in TUNED.items():
+        assert tuned(method) == plain
+        assert tuned(method, labels=True).mu >= plain.mu
+    assert tuned("zo-cv", bits=8).mu == TUNED["zo-cv"].mu  # .01 is 2.6 levels
+    assert tuned("zo-cv", bits=4).mu == 2 / 15
+    assert tuned("deepzero", bits=4) == TUNED["deepzero"]
+
+
+@pytest.mark.parametrize("method", ["zo-ds", "zo-cv"])
+def test_a_step_below_two_levels_is_refused(
+    centroids: str, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    flags = ["--classifier", centroids, "--method", method, "--quantize", "8", "--mu", "0.005"]
+    assert defend("run", *flags) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--mu must be at least 0.007843, two levels of --quantize 8" in said
+    assert not Path("run").exists()
 
 
 def test_fo_ds_needs_gradients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

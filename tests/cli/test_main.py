@@ -11,7 +11,7 @@ from deepzero_apps import __version__
 from deepzero_apps.cli import main
 from deepzero_apps.cli.certify import show
 from deepzero_apps.cli.defences import TUNED
-from deepzero_apps.smoothing.report import Row
+from deepzero_apps.smoothing.reporting.tables import Row
 
 TINY = ["--method", "mse", "--steps", "2", "--width", "1", "--batch", "8"]
 
@@ -108,7 +108,7 @@ def test_votes_may_stand_in_a_group_or_beside_the_others(
         ("a.yaml", "votes: {m: 1}", "--config must hold fields of this command, got m"),
         ("a.yaml", "votes: 3", "field votes must be a mapping, got 3"),
         ("a.yaml", "sigma: loud", "--config: field sigma: .* got 'loud'"),
-        ("a.yaml", "n: 0", "--n: Input should be greater than or equal to 1, got 0"),
+        ("a.yaml", "n: -1", "--n: Input should be greater than or equal to 0, got -1"),
         ("a.yaml", "- 1", "--config must hold a mapping of fields, got list"),
         ("a.json", "[1]", "--config must hold a mapping of fields, got list"),
         ("a.json", "{", "--config must name a readable JSON or YAML file"),

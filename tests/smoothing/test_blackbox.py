@@ -8,6 +8,8 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.ensemble import RandomForestClassifier, VotingClassifier
 from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from torch import Tensor, nn
 
@@ -133,6 +135,48 @@ def test_two_classes_give_two_scores_whose_difference_is_the_decision(
     decision = svc.decision_function(x[300:350])
     np.testing.assert_allclose(scores[:, 1] - scores[:, 0], decision, rtol=1e-12)
     assert labels_of(scores).tolist() == svc.predict(x[300:350]).astype(int).tolist()
+
+
+def test_a_pipeline_s_scaler_comes_after_the_noise(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = digits
+    pipeline = make_pipeline(StandardScaler(), SVC()).fit(x[:300], y[:300])
+    noisy = x[300:350] + 0.25 * np.random.default_rng(0).standard_normal((50, 64))
+    scaler, svc = pipeline[0], pipeline[1]
+
+    scores = SklearnClassifier(pipeline)(as_images(noisy)).numpy()
+
+    by_hand = svc.decision_function((noisy - scaler.mean_) / scaler.scale_)
+    np.testing.assert_allclose(scores, by_hand, rtol=1e-9)
+    labels = SklearnClassifier(pipeline, answer="labels")(as_images(noisy))
+    assert labels.tolist() == pipeline.predict(noisy).tolist()
+
+
+def test_the_fingerprint_of_a_pipeline_knows_its_scaler(
+    digits: tuple[np.ndarray, np.ndarray],
+) -> None:
+    x, y = digits
+    one, other, again = (
+        make_pipeline(scaler, SVC()).fit(x[:300], y[:300])
+        for scaler in (StandardScaler(), StandardScaler(with_mean=False), StandardScaler())
+    )
+    prints = [SklearnClassifier(pipeline).fingerprint for pipeline in (one, other, again)]
+
+    assert prints[0] == prints[2] != prints[1]
+
+
+def test_classes_of_strings_are_places(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = digits
+    names = np.array(["zero", "one", "two", "three", "four"])  # sorted: four one three two zero
+    chosen = y < 5
+    svc = make_pipeline(StandardScaler(), SVC()).fit(x[chosen][:150], names[y[chosen][:150]])
+    images = as_images(x[chosen][150:200])
+
+    labels = SklearnClassifier(svc, answer="labels")(images)
+    scores = SklearnClassifier(svc)(images)
+
+    places = {"four": 0, "one": 1, "three": 2, "two": 3, "zero": 4}
+    assert labels.tolist() == [places[name] for name in svc.predict(x[chosen][150:200])]
+    assert labels_of(scores).tolist() == labels.tolist()
 
 
 @pytest.mark.parametrize("answer", ["scores", "labels"])

@@ -10,11 +10,11 @@ from scipy.stats import binom, binomtest
 
 from deepzero_apps.smoothing.bounds import (
     Settings,
-    largest_radius,
     lower_bound,
     radius,
     round_down,
 )
+from deepzero_apps.smoothing.procedures import largest_radius
 
 votes = st.integers(1, 100_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 alphas = st.floats(1e-6, 0.4)
@@ -65,7 +65,7 @@ def test_radius_is_sigma_times_the_normal_quantile(p: float, deviations: float) 
     assert radius(p, 0.25) == pytest.approx(0.25 * deviations, rel=1e-9)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.4999, 0.5])
 def test_nothing_is_certified_at_a_half_and_below(p: float) -> None:
     assert radius(p, 1.0) == 0
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 from scipy.stats import binom
 
 from deepzero_apps.smoothing.certificates import (
@@ -13,6 +14,7 @@ from deepzero_apps.smoothing.certificates import (
     bootstrap_interval,
     certified_accuracy,
     correct_radii,
+    population_bound,
 )
 from tests.smoothing.certificate_examples import certificate
 
@@ -63,6 +65,49 @@ def test_a_wider_level_gives_a_wider_interval() -> None:
     narrow, wide = (bootstrap_interval(values, level=level) for level in (0.5, 0.99))
 
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+@pytest.mark.parametrize(("hits", "m"), [(1, 1), (3, 5), (190, 200), (200, 200)])
+def test_the_population_bound_is_where_so_many_hits_have_probability_delta_less_alpha(
+    hits: int, m: int
+) -> None:
+    right = [certificate(i, radius=0.25, alpha=0.01) for i in range(hits)]
+    wrong = [certificate(i, label=2, radius=0.9, alpha=0.001) for i in range(hits, m)]
+
+    bound = population_bound([*right, *wrong], 0.25, delta=0.1)
+
+    # brentq's tolerance is 1e-12 in q; alpha is the largest one
+    q = brentq(lambda q: binom.sf(hits - 1, m, q) - 0.1, 1e-9, 1 - 1e-9, xtol=1e-12)
+    assert bound == pytest.approx(max(0.0, q - 0.01), abs=1e-9)
+
+
+def test_the_population_bound_is_too_high_as_seldom_as_stated() -> None:
+    # An image is truly robust with probability .7; of the others alpha have a false certificate.
+    share, alpha, delta, m = 0.7, 0.05, 0.1, 60
+    reported = share + (1 - share) * alpha
+    bounds = [
+        population_bound(
+            [certificate(i, label=1 if i < hits else 2, alpha=alpha) for i in range(m)],
+            0.1,
+            delta=delta,
+        )
+        for hits in range(m + 1)
+    ]
+
+    too_high = binom.pmf(np.arange(m + 1), m, reported)[np.array(bounds) > share].sum()
+
+    assert 0 < too_high <= delta
+
+
+def test_the_population_bound_of_no_hit_is_zero() -> None:
+    assert population_bound(FIVE, 0.6) == 0
+    assert population_bound(FIVE[1:3], 0.0) == 0
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, math.nan])
+def test_impossible_confidences_are_refused(delta: float) -> None:
+    with pytest.raises(ValueError, match=r"delta must be in \(0, 1\), got"):
+        population_bound(FIVE, 0.25, delta=delta)
 
 
 @pytest.mark.parametrize("summary", [correct_radii, average_certified_radius])

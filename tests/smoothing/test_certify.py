@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +16,18 @@ from deepzero_apps.smoothing.blackbox import (
     Defended,
     TorchClassifier,
 )
-from deepzero_apps.smoothing.bounds import Settings, lower_bound, radius, round_down
+from deepzero_apps.smoothing.bounds import (
+    Procedure,
+    Settings,
+    lower_bound,
+    radius,
+    round_down,
+)
 from deepzero_apps.smoothing.certificates import ABSTAIN, Certificate
-from deepzero_apps.smoothing.certify import certify, predict
+from deepzero_apps.smoothing.certify import certify, predict, source_of
+from deepzero_apps.smoothing.sequences import lower_bound_anytime
+from deepzero_apps.smoothing.vote_log import VoteLog, read_votes
+from deepzero_apps.zeroth_order.oracle import Meter
 
 
 class HalfSpace(nn.Module):
@@ -29,6 +39,45 @@ class HalfSpace(nn.Module):
 
 
 HALF_SPACE = TorchClassifier(HalfSpace(), classes=2)
+
+
+class Losing:
+    """Class 1 where the first pixel is above one half, no answer where the second is above a."""
+
+    classes, fingerprint, name, may_lose = 2, "f0", "losing", True
+
+    def __init__(self, a: float = float("inf"), meter: Meter | None = None) -> None:
+        self.a, self.meter, self.lost = a, meter, 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        pixels = images.flatten(1)
+        lost = pixels[:, 1] > self.a
+        self.lost += int(lost.sum())
+        if self.meter is not None:
+            self.meter.charge(2 * int(lost.sum()))  # retries, which no retry helped
+        return (pixels[:, 0] > 0.5).long().masked_fill(lost, -1)
+
+
+class Scripted:
+    """Answers given labels, one after another."""
+
+    classes, fingerprint, name, may_lose = 3, "f1", "scripted", True
+
+    def __init__(self, labels: list[int]) -> None:
+        self.labels = labels
+
+    def __call__(self, images: Tensor) -> Tensor:
+        answer, self.labels = self.labels[: len(images)], self.labels[len(images) :]
+        return torch.tensor(answer)
+
+
+def settings_of(procedure: Procedure, **other: object) -> Settings:
+    radii = (0.1, 0.25) if procedure in ("decide", "adaptive") else ()
+    fields = {"sigma": 0.5, "n0": 20, "n": 320, "radii": radii, **other}
+    return Settings(procedure=procedure, **fields)  # type: ignore[arg-type]
+
+
+procedures = pytest.mark.parametrize("procedure", ["fixed", "adaptive", "decide", "anytime"])
 
 
 def at_distance(distances: Tensor) -> Tensor:
@@ -93,8 +142,9 @@ def test_a_certificate_is_the_arithmetic_of_its_counts() -> None:
         assert c.predicted == (c.selected if p_lower > 0.5 else ABSTAIN)
         assert c.radius == round_down(radius(p_lower, 0.25))
         assert c.correct == (c.predicted == c.label == int(labels[c.index]))
-        assert (c.sigma, c.n0, c.n, c.alpha, c.seed) == (0.25, 30, 200, 0.01, 5)
-        assert (c.dtype, c.device, c.classifier) == ("float32", "cpu", network().fingerprint)
+        assert (c.settings, c.asked, c.lost, c.stop) == (settings, 230, 0, "complete")
+        source = (c.source.dtype, c.source.device, c.source.classifier)
+        assert source == ("float32", "cpu", network().fingerprint)
 
 
 def test_an_image_on_the_boundary_is_abstained_from() -> None:
@@ -172,6 +222,114 @@ def test_predict_answers_far_from_the_boundary_and_abstains_on_it() -> None:
 
     assert far.tolist() == [0, 1, 1]
     assert (near != ABSTAIN).double().mean() < alpha + 5 * (alpha * (1 - alpha) / m) ** 0.5
+
+
+def test_predict_s_test_is_two_sided_and_of_the_leaders_alone() -> None:
+    settings = Settings(sigma=0.5, n=120, alpha=0.05)
+
+    def said(first: int, second: int, third: int = 0, lost: int = 0) -> int:
+        script = [2] * first + [0] * second + [1] * third + [-1] * lost
+        return int(predict(Scripted(script), torch.rand(1, 1, 2, 2), settings))
+
+    enough = int(binom.isf(0.025, 120, 0.5)) + 1  # of 120; the one-sided test needs fewer
+    assert binom.sf(enough - 2, 120, 0.5) < 0.05
+    assert said(enough, 120 - enough) == 2
+    assert said(enough - 1, 121 - enough) == ABSTAIN
+    # 60 to 40 is significant, 20 votes for the third do not enter
+    assert said(61, 39, 20) == 2
+    # and queries without an answer might all have been votes for the second
+    assert said(enough, 0, 0, 120 - enough) == 2
+    assert said(enough - 1, 0, 0, 121 - enough) == ABSTAIN
+    assert said(61, 39, 0, 20) == ABSTAIN
+
+
+@procedures
+def test_queries_without_an_answer_are_counted_and_count_against(procedure: Procedure) -> None:
+    settings = settings_of(procedure)
+    images = torch.tensor([0.9, 0.5]).expand(5, 1, 1, 2)  # 4 in 5 for class 1, half are lost
+    classifier = Losing(0.5)
+
+    found = list(certify(classifier, images, torch.ones(5, dtype=torch.int64), settings))
+
+    assert sum(c.lost for c in found) == classifier.lost > 0
+    for c in found:
+        n = c.votes + c.other_votes
+        bound = lower_bound_anytime if settings.is_sequential else lower_bound
+        assert c.p_lower == (bound(c.votes, n, settings.alpha) if n else 0.0)
+        assert (c.predicted, c.radius) == (ABSTAIN, 0.0)  # .4 at most, though .8 of the answers
+        assert c.asked >= 20 + n
+        assert sum(c.selection_counts) < 20
+
+
+@procedures
+def test_a_run_continued_after_budgets_is_the_run_in_one_go(
+    procedure: Procedure, tmp_path: Path
+) -> None:
+    images = torch.stack((torch.linspace(0.5, 1, 8), torch.zeros(8)), dim=1).reshape(8, 1, 1, 2)
+    labels, settings = torch.ones(8, dtype=torch.int64), settings_of(procedure)
+    whole = {c.index: c for c in timeless(list(certify(Losing(0.4), images, labels, settings)))}
+
+    parts: dict[int, Certificate] = {}
+    for budget in (90, 333, 334, 1_100, 10_000):
+        with VoteLog(tmp_path, settings, source_of(Losing())) as log:
+            meter = Meter(budget, log.votes.spent)
+            part = certify(Losing(0.4), images, labels, settings, rows=70, meter=meter, log=log)
+            parts |= {c.index: c for c in timeless(list(part))}
+        assert meter.spent == read_votes(tmp_path).spent <= budget
+
+    assert parts == whole
+    assert meter.spent == sum(c.asked for c in whole.values())  # nothing is asked twice
+    streams = {(e.index, e.phase): e.start + e.rows for e in read_votes(tmp_path).entries}
+    assert streams == {
+        (index, phase): votes
+        for index, c in whole.items()
+        for phase, votes in ((0, 20), (1, c.asked - 20))
+        if votes
+    }
+
+
+@procedures
+def test_at_the_end_of_a_budget_only_sequences_speak(procedure: Procedure) -> None:
+    images = torch.tensor([0.9, 0.0]).expand(4, 1, 1, 2)
+    settings, meter = settings_of(procedure, n=3_000), Meter(4 * 20 + 4 * 50)
+
+    found = list(
+        certify(Losing(), images, torch.ones(4, dtype=torch.int64), settings, meter=meter, rows=64)
+    )
+
+    assert meter.remaining == 0
+    assert [c.index for c in found] == ([0, 1, 2, 3] if settings.is_sequential else [])
+    for c in found:
+        assert c.stop == "budget"
+        assert c.p_lower == lower_bound_anytime(c.votes, c.votes + c.other_votes, 0.001)
+    assert sum(c.asked for c in found) == (280 if found else 0)
+
+
+@procedures
+def test_no_end_of_a_budget_makes_false_certificates_more_frequent(
+    procedure: Procedure, tmp_path: Path
+) -> None:
+    # A certificate is false if its bound exceeds the probability of the class it selected. Of
+    # three runs, two of which a budget ends, each image counts if any one was false; the retries
+    # of lost votes make the end of the budget depend on the votes themselves.
+    m, a, alpha = 300, 1.1, 0.05
+    settings = settings_of(procedure, n=160, alpha=alpha)
+    pixels = torch.linspace(0.7, 0.85, m)  # Phi(.4 ... .7): around those of the radii
+    images = torch.stack((pixels, torch.full((m,), 0.3)), dim=1).reshape(m, 1, 1, 2)
+    p = norm.cdf((pixels.numpy() - 0.5) / 0.5) * norm.cdf((a - 0.3) / 0.5)
+
+    false = np.zeros(m, dtype=bool)
+    for budget in (10_000, 22_000, 10**7):
+        with VoteLog(tmp_path, settings, source_of(Losing())) as log:
+            meter = Meter(budget, log.votes.spent)
+            labels = torch.ones(m, dtype=torch.int64)
+            for c in certify(
+                Losing(a, meter), images, labels, settings, rows=4_096, meter=meter, log=log
+            ):
+                share = p[c.index] if c.selected == 1 else 1 - p[c.index]
+                false[c.index] |= c.p_lower > share
+
+    assert 0 < false.mean() <= alpha + 5 * (alpha * (1 - alpha) / m) ** 0.5
 
 
 def test_predict_of_nothing_is_empty() -> None:

@@ -54,6 +54,7 @@ def test_what_is_read_equals_what_was_written(tmp_path: Path) -> None:
             "seconds": st.floats(0, 1e9),
             "seed": st.integers(0, 2**64),
             "classifier": st.text(),
+            "findings": st.lists(st.text()).map(tuple),
         }
     )
 )
@@ -177,6 +178,34 @@ def test_a_damaged_line_is_refused_by_number(tmp_path: Path, damage: object, mes
     with pytest.raises(JournalError, match=message), journal(tmp_path):
         pass
     assert path.read_text() == "".join(lines)
+
+
+def test_findings_are_written_into_every_certificate(tmp_path: Path) -> None:
+    with journal(tmp_path) as opened:
+        for c in THREE:
+            opened.append(c)
+        opened.conclude(("it drifts",))
+        with pytest.raises(JournalError, match="in use by another process"), journal(tmp_path):
+            pass  # the new file is locked as the old one was
+
+    assert read(tmp_path) == [replace(c, findings=("it drifts",)) for c in THREE]
+    with journal(tmp_path) as opened:
+        assert opened.done == {4, 5, 7}
+        opened.conclude(())
+    assert read(tmp_path) == THREE
+
+
+def test_what_a_budget_ended_is_open_again(tmp_path: Path) -> None:
+    ended = certificate(9, stop="budget")
+    write(tmp_path, [THREE[0], ended, THREE[1]])
+    assert ended in read(tmp_path)
+
+    with journal(tmp_path) as opened:
+        assert opened.done == {4, 7}
+        opened.append(certificate(9, stop="limit"))
+
+    assert [c.index for c in read(tmp_path)] == [4, 7, 9]
+    assert len((tmp_path / "certificates.tsv").read_text().splitlines()) == 4
 
 
 def test_a_journal_has_one_writer(tmp_path: Path) -> None:

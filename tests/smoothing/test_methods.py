@@ -1,6 +1,7 @@
 """The gradients of the defence table against backpropagation through the same classifier."""
 
 import copy
+import math
 from collections.abc import Callable
 
 import pytest
@@ -18,9 +19,11 @@ from deepzero_apps.smoothing.methods import (
     OnWeights,
     Reconstruction,
     WhiteBox,
+    smallest_step,
 )
-from deepzero_apps.smoothing.objectives import Scores, cross_entropy_head, reconstruction
+from deepzero_apps.smoothing.objectives import Answers, loss_head, reconstruction
 from deepzero_apps.smoothing.surrogate import Surrogate, WithSurrogate, surrogate_network
+from deepzero_apps.zeroth_order.estimators import randomized
 from deepzero_apps.zeroth_order.gradients import Coordinates
 from deepzero_apps.zeroth_order.oracle import Oracle
 
@@ -166,7 +169,7 @@ def test_the_weight_of_the_residual_is_the_one_of_least_error() -> None:
     ids=["zo-ds", "zo-ae-ds", "zo-ae-ds central", "deepzero", "zo-cv"],
 )
 def test_queries_are_as_stated_and_the_black_box_is_never_differentiated(
-    make: Callable[[Scores], Method], network: Callable[[], nn.Module], cost: int
+    make: Callable[[Answers], Method], network: Callable[[], nn.Module], cost: int
 ) -> None:
     f = classifier()
 
@@ -199,7 +202,7 @@ def test_the_head_stacks_networks_and_clips_pixels() -> None:
     f, data = classifier(), batch()
     images = torch.stack((data.noisy, data.noisy - 3))
 
-    losses = cross_entropy_head(f, data.targets)(images)
+    losses = loss_head(f, data.targets)(images)
 
     black = f(torch.zeros(B, 1, 8, 8))
     torch.testing.assert_close(
@@ -213,3 +216,138 @@ def test_the_head_stacks_networks_and_clips_pixels() -> None:
 def test_the_latent_method_needs_a_latent() -> None:
     with pytest.raises(TypeError, match="network must be Compressed, got _Residual"):
         AtLatent(classifier(), mu=0.1)(denoiser(), batch())
+
+
+class Shift(nn.Module):
+    """Adds one trainable image: its gradient is the mean gradient at the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by = nn.Parameter(torch.zeros(1, 8, 8))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + self.by
+
+
+def brighter(images: Tensor) -> Tensor:
+    """Labels alone: 1 above half of the brightness, 0 below."""
+    return (images.flatten(1).mean(1) > 0.5).long()
+
+
+@pytest.mark.parametrize("surrogate", ["useless", "good"])
+@pytest.mark.parametrize("name", ["zo-ds", "zo-cv"])
+def test_with_labels_the_gradient_is_that_of_the_smoothed_error(name: str, surrogate: str) -> None:
+    # Along a = 1/8, images of mean .5 + s have P[error] = Phi(-8 s / mu) for target 1: slope
+    # -phi(8 s / mu) / mu. A term of the estimate along a has a variance below
+    # (1 / mu + |predicted|)^2, predicted slopes below 6 here; b q terms; five standard errors
+    mu, q, s = 0.02, 4_000, 0.002
+    images = torch.full((B, 1, 8, 8), 0.5 + s)
+    stand_in = surrogate_network((1, 8, 8), 2, width=4)
+    if surrogate == "good":
+        stand_in = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False))
+        stand_in[1].weight.data = torch.stack((-torch.ones(64), torch.ones(64)))
+    learner = Surrogate(stand_in, updates=0)
+    learner.covariance = learner.variance = 1.0  # beta = 1
+    method: Method = AtImage(brighter, mu=mu, q=q)
+    if name == "zo-cv":
+        method = WithSurrogate(brighter, learner, mu=mu, q=q, weight=1.0)
+    network = Shift()
+
+    method(network, Batch(0, images, images, torch.ones(B, dtype=torch.int64)))
+
+    assert network.by.grad is not None
+    t = 8 * s / mu
+    slope = -math.exp(-(t**2) / 2) / math.sqrt(2 * math.pi) / mu
+    error = 5 * (1 / mu + 6) / math.sqrt(B * q)
+    assert float(network.by.grad.sum() / 8) == pytest.approx(slope, abs=error)
+    assert error < abs(slope) / 4
+
+
+def test_with_labels_the_free_gradient_is_that_of_the_expected_error() -> None:
+    # eq. (1) with w = 0, (3): what remains is beta times the gradient through the surrogate
+    stand_in, network, data = classifier(), denoiser(), batch()
+    learner = Surrogate(stand_in, updates=0)
+    learner.covariance, learner.variance = 0.5, 1.0
+
+    def labels(images: Tensor) -> Tensor:
+        return stand_in(images).argmax(1)
+
+    found = gradient(WithSurrogate(labels, learner, mu=0.1, q=1, weight=0.0), network)
+
+    chances = stand_in(network(data.noisy).clamp(0, 1)).softmax(1)
+    loss = (1 - chances[torch.arange(B), data.targets]).mean()
+    exact = torch.autograd.grad(loss, list(network.parameters()))
+    expected = 0.5 * torch.cat([g.flatten() for g in exact])
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["zo-ds", "zo-ae-ds", "deepzero", "zo-cv"])
+def test_labels_of_which_some_are_lost_train_every_method(name: str) -> None:
+    def losing(images: Tensor) -> Tensor:
+        labels = classifier()(images).argmax(1)
+        return labels.masked_fill(torch.arange(len(images)) % 3 == 0, -1)
+
+    learner = Surrogate(surrogate_network((1, 8, 8), CLASSES, width=4), updates=1)
+    methods: dict[str, Method] = {
+        "zo-ds": AtImage(losing, mu=0.5, q=20),
+        "zo-ae-ds": AtLatent(losing, mu=5.0),
+        "deepzero": OnWeights(losing, Coordinates(mu=0.5)),
+        "zo-cv": WithSurrogate(losing, learner, mu=0.5, q=20),
+    }
+
+    found = gradient(methods[name], compressed() if name == "zo-ae-ds" else denoiser())
+
+    assert found.isfinite().all()
+    assert float(found.abs().sum()) > 0
+
+
+def rounded_gradient(f: Callable[[Tensor], Tensor], z: float, mu: float) -> float:
+    """E[f(Q(z + mu u)) u] / mu on the grid of 1/255, cell by cell: no sampling, no series."""
+    cells = torch.arange(-400, 400) / 255
+    normal = torch.distributions.Normal(0.0, 1.0)
+    low, high = ((cells + side / 510 - z) / mu for side in (-1, 1))
+    mass = normal.log_prob(low).exp() - normal.log_prob(high).exp()
+    return float((f(cells) * mass).sum()) / mu
+
+
+@pytest.mark.parametrize("z", [0.0, 0.0013, 0.3, 0.9981])
+def test_rounding_biases_as_its_series_says_and_not_at_two_levels(z: float) -> None:
+    # eq. (4): 2 exp(-2 pi^2 mu^2 / step^2) is 1e-34 at two steps
+    assert smallest_step(8) == 2 / 255
+
+    found = rounded_gradient(lambda t: t**2 / 2 + t, z, smallest_step(8))
+
+    assert found == pytest.approx(z + 1, abs=1e-9)
+    for share in (0.25, 0.5, 1.0):
+        series = 1 + 2 * sum(
+            (-1) ** k
+            * math.cos(2 * math.pi * k * z * 255)
+            * math.exp(-2 * (math.pi * k * share) ** 2)
+            for k in range(1, 9)
+        )
+        linear = rounded_gradient(lambda t: t, z, share / 255)
+        assert linear == pytest.approx(series, abs=1e-9)
+
+
+def test_differences_through_rounding_are_the_gradient_and_seen_displacements_turn_it() -> None:
+    # f = a.Q: one term (a.v) u_i has mean a_i and a variance below (1 + 1/24 + |rho|^2 / mu^2)
+    # times 2 |a|^2 with |rho|^2 <= d step^2 / 4 = d mu^2 / 16; five standard errors
+    d, q, step = 16, 40_000, 1 / 15
+    mu = smallest_step(4)
+    a = torch.ones(d)
+    z = torch.full((d,), 7.4 * step)  # all pixels are off their level alike
+
+    def rounded(points: Tensor) -> Tensor:
+        return (points / step).round() * step
+
+    source = torch.Generator().manual_seed(2)
+    g = randomized(lambda p: rounded(p) @ a, z, mu=mu, q=q, generator=source)
+
+    error = 5 * math.sqrt(2 * d * (1 + 1 / 24 + d / 16) / q)
+    torch.testing.assert_close(g, a, rtol=0, atol=error)
+    v = (rounded(z + mu * torch.randn(q, d, generator=source)) - rounded(z)) / mu
+    turned = ((v @ a)[:, None] * v).mean(0)
+    rho = z - rounded(z)
+    expected = (1 + step**2 / (12 * mu**2)) * a + rho * (rho @ a) / mu**2
+    torch.testing.assert_close(turned, expected, rtol=0, atol=2 * error)
+    assert float((expected - a).abs().min()) > 0.3 * float(rho @ rho) / mu**2

@@ -1,5 +1,6 @@
 """A surrogate learns what it is shown, remembers within bounds, and resumes."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ def test_memory_keeps_the_newest_answers_only() -> None:
     x = torch.arange(25.0).view(25, 1, 1, 1).expand(25, 1, 8, 8)
     source = torch.Generator()
     for part in (x[:4], x[4:8], x[8:25]):
-        surrogate.learn(part, part[:, 0, 0, :4], source)
+        surrogate.learn(part, part[:, 0, 0, :4] + torch.arange(4), source)
 
     assert surrogate.images is not None
     assert sorted(surrogate.images[:, 0, 0, 0].tolist()) == list(range(15, 25))
@@ -69,3 +70,33 @@ def test_building_a_surrogate_leaves_the_global_generator_alone() -> None:
     network()
 
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_labels_are_learnt_as_well_as_scores() -> None:
+    surrogate = Surrogate(network(), updates=5, rows=64)
+    source = torch.Generator().manual_seed(0)
+    x = torch.rand(200, 1, 8, 8, generator=source)
+    labels = teacher(x).argmax(1)
+
+    entropies = [surrogate.learn(x, labels, source) for _ in range(30)]
+
+    assert entropies[-1] < entropies[0] / 2
+    right = (surrogate.network(x).argmax(1) == labels).double().mean()
+    assert float(right) > 0.75  # of four classes
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_lost_answers_are_not_remembered(labels: bool) -> None:
+    surrogate = Surrogate(network(), updates=1)
+    source = torch.Generator().manual_seed(0)
+    x = torch.rand(3, 1, 8, 8)
+    lost = torch.full((3,), -1) if labels else torch.zeros(3, 4)
+    mixed = lost.clone()
+    mixed[1] = 2 if labels else torch.arange(4.0)
+
+    assert surrogate.learn(x, lost, source) == 0
+    surrogate.learn(x, mixed, source)
+
+    assert surrogate.seen == 1
+    assert surrogate.images is not None
+    assert torch.equal(surrogate.images[0], x[1])

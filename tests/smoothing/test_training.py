@@ -28,18 +28,26 @@ def score(images: Tensor) -> Tensor:
     return 4 * torch.stack((left, -left), 1)
 
 
+def label(images: Tensor) -> Tensor:
+    """Labels alone, by two pixels only: noise mistakes one image in five."""
+    return (images[:, 0, 3, 2] < images[:, 0, 3, 5]).long()
+
+
 def run(method: str, *, steps: int, stop: int | None = None) -> tuple[Training, list[float]]:
     images, labels = stripes()
     network = dncnn(
         channels=1, depth=3, width=4, batch_norm=False, generator=torch.Generator().manual_seed(0)
     )
     meter = Meter()
-    oracle = Oracle(score, meter=meter)
+    labels_only = method.endswith("labels")
+    oracle = Oracle(label if labels_only else score, meter=meter)
     surrogate = Surrogate(surrogate_network((1, 8, 8), 2, width=4), updates=1, rows=32)
     chosen = {
         "mse": Reconstruction(),
         "zo-ds": AtImage(oracle, mu=0.05, q=8),
         "zo-cv": WithSurrogate(oracle, surrogate, mu=0.05, q=2),
+        "zo-ds labels": AtImage(oracle, mu=0.2, q=8),
+        "zo-cv labels": WithSurrogate(oracle, surrogate, mu=0.2, q=2),
     }[method]
     training = defence_training(
         network,
@@ -48,20 +56,29 @@ def run(method: str, *, steps: int, stop: int | None = None) -> tuple[Training, 
         labels,
         recipe=Recipe(sigma=SIGMA, steps=steps, batch=16, lr=5e-3),
         meter=meter,
-        companion=surrogate if method == "zo-cv" else None,
+        companion=surrogate if "zo-cv" in method else None,
     )
     losses = [row["loss"] for row in training.run(stop if stop is not None else steps)]
     return training, losses
 
 
-@pytest.mark.parametrize(("method", "factor"), [("mse", 0.4), ("zo-ds", 0.9), ("zo-cv", 0.9)])
+@pytest.mark.parametrize(
+    ("method", "factor"),
+    [
+        ("mse", 0.4),
+        ("zo-ds", 0.9),
+        ("zo-cv", 0.9),
+        ("zo-ds labels", 0.7),
+        ("zo-cv labels", 0.7),
+    ],
+)
 def test_the_loss_falls(method: str, factor: float) -> None:
     _, losses = run(method, steps=150)
 
     assert sum(losses[-20:]) < factor * sum(losses[:20])
 
 
-@pytest.mark.parametrize("method", ["zo-ds", "zo-cv"])
+@pytest.mark.parametrize("method", ["zo-ds", "zo-cv", "zo-cv labels"])
 def test_a_resumed_defence_ends_with_the_same_bits(method: str) -> None:
     whole, _ = run(method, steps=8)
     first, _ = run(method, steps=8, stop=3)
@@ -103,6 +120,41 @@ def test_clean_answers_cost_one_query_an_image() -> None:
 
     assert torch.equal(clean_answers(oracle, images), labels)
     assert oracle.meter.spent == len(images)
+
+
+def test_a_lost_clean_answer_is_no_class() -> None:
+    images, _ = stripes(4)
+    lost = score(images)
+    lost[1] = float("nan")
+
+    assert clean_answers(lambda _: lost, images).tolist() == [0, -1, 0, 1]
+    assert clean_answers(lambda _: torch.tensor([1, -1, 0, 1]), images).tolist() == [1, -1, 0, 1]
+
+
+def test_images_without_a_target_take_no_part() -> None:
+    seen: list[Batch] = []
+
+    def watching(network: nn.Module, batch: Batch) -> Observation:
+        seen.append(batch)
+        return Reconstruction()(network, batch)
+
+    images, labels = stripes()
+    targets = labels.masked_fill(torch.arange(64) < 32, -1)
+    network = dncnn(channels=1, depth=2, width=2)
+    recipe = Recipe(sigma=SIGMA, steps=2, batch=16)
+    for _ in defence_training(network, watching, images, targets, recipe=recipe).run(2):
+        pass
+
+    known = torch.cat([batch.targets for batch in seen])
+    assert known.bincount().tolist() == [16, 16]  # one epoch over the 32 that are left
+    with pytest.raises(ValueError, match="targets must be known for a batch of 40 images, got 32"):
+        defence_training(
+            network,
+            watching,
+            images,
+            targets,
+            recipe=Recipe(sigma=SIGMA, steps=1, batch=40),
+        )
 
 
 def test_steps_within_a_budget() -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from deepzero_apps.smoothing.certificates import bootstrap_interval
-from deepzero_apps.smoothing.report import (
+from deepzero_apps.smoothing.reporting.tables import (
     plot_certified_accuracy,
     plot_images,
     summarize,

@@ -6,7 +6,7 @@ ones of mean :math:`A` gives a count that is binomial with :math:`(m, A)`, the e
 distribution's quantiles, and nothing is resampled.
 """
 
-__all__ = ["Row", "plot_certified_accuracy", "plot_images", "summarize", "table"]
+__all__ = ["Row", "plot_certified_accuracy", "plot_images", "statement", "summarize", "table"]
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -27,6 +27,7 @@ from deepzero_apps.smoothing.certificates import (
     bootstrap_interval,
     certified_accuracy,
     correct_radii,
+    population_bound,
 )
 
 # Okabe and Ito's colors, told apart by color-blind readers; styles tell them apart in gray.
@@ -84,6 +85,29 @@ def summarize(
         images=len(certificates),
         queries=queries,
         seconds=seconds,
+    )
+
+
+def statement(certificates: Sequence[Certificate], radii: Sequence[float]) -> str:
+    """Says in words what certificates tell about the population of their images.
+
+    Args:
+        certificates: The certificates, at least one.
+        radii: Radii, at least 0, in the images' units.
+
+    Returns:
+        Two sentences: the bound of `population_bound` at each radius, with confidence 95 %, and
+        how many false certificates are to be expected.
+
+    Raises:
+        ValueError: If there is no certificate or a radius is negative.
+    """
+    bounds = ", ".join(f"{100 * population_bound(certificates, r):.1f} % at {r:g}" for r in radii)
+    expected = sum(c.settings.alpha for c in certificates)
+    return (
+        f"If the images are a random sample, certified accuracy on their population is at least "
+        f"{bounds} (each with confidence 95 %). Of {len(certificates)} certificates at most "
+        f"{expected:.2g} are expected to be false."
     )
 
 
@@ -200,7 +224,7 @@ def _curve(
 
 
 def _dress(axes: Axes, certificates: Sequence[Certificate]) -> None:
-    sigmas = sorted({c.sigma for c in certificates})
+    sigmas = sorted({c.settings.sigma for c in certificates})
     longest = max(c.radius for c in certificates)
     axes.set(
         xlabel="l2 radius",

@@ -1,0 +1,74 @@
+"""What a certify run was about, made again from its settings: images, denoiser, classifier."""
+
+__all__ = ["certified_images", "certifying", "classifier_again"]
+
+from pathlib import Path
+
+from pydantic import ValidationError
+from torch import nn
+
+from deepzero_apps.cli.certify import CertifySettings
+from deepzero_apps.cli.choices import splits_for
+from deepzero_apps.cli.defend import DefendSettings, deployed
+from deepzero_apps.cli.scenes import scene
+from deepzero_apps.cli.settings import Misuse
+from deepzero_apps.runs import RunFolder
+from deepzero_apps.smoothing.blackbox import Defended
+from deepzero_apps.vision import Images
+
+
+def certifying(folder: Path, *, device: str) -> CertifySettings:
+    """Reads the settings of a certify run, or of the run whose votes were certified again.
+
+    Args:
+        folder: Its folder.
+        device: Where networks run now.
+
+    Raises:
+        Misuse: If the folder's settings are not those of such a run.
+    """
+    config = RunFolder(folder).config
+    if config.get("command") == "recertify":
+        config = RunFolder(str(config["run"])).config
+    try:
+        return CertifySettings(**{**config, "device": device})
+    except ValidationError as error:
+        raise Misuse(f"{folder} must hold a certify run, got other settings: {error}") from error
+
+
+def certified_images(settings: CertifySettings) -> Images:
+    """Loads the images of a run, on the CPU; nothing is downloaded.
+
+    Args:
+        settings: The run's settings.
+
+    Raises:
+        Misuse: If the data cannot be had.
+    """
+    splits = splits_for(settings.dataset, root=settings.root, download=False, seed=settings.seed)
+    every = splits.test if settings.votes.split == "test" else splits.validation
+    return every.subset(slice(0, settings.votes.images or len(every)))
+
+
+def classifier_again(settings: CertifySettings) -> tuple[str, str]:
+    """Makes denoiser and classifier of a run again.
+
+    Args:
+        settings: The run's settings.
+
+    Returns:
+        The fingerprint of both together, and what has changed if it is not the one expected.
+
+    Raises:
+        Misuse: If one of them cannot be had.
+    """
+    if settings.run is None:
+        box = scene(settings).box
+        return Defended(nn.Identity(), box.classifier).fingerprint, "classifier"
+    source = RunFolder(settings.run)
+    trained = DefendSettings(**{**source.config, "device": settings.device})
+    view = scene(trained)
+    denoiser = deployed(trained, settings.run, view)
+    known = (source.result() or {}).get("classifier")
+    suspect = "denoiser" if known == view.box.classifier.fingerprint else "classifier"
+    return Defended(denoiser, view.box.classifier).fingerprint, suspect

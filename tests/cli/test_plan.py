@@ -1,0 +1,51 @@
+"""``deepzero-apps plan``: numbers that a run then keeps."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deepzero_apps.cli import main
+
+
+def planned(*flags: str) -> dict[str, object]:
+    assert main(["plan", *flags, "--json", "plan.json"]) == 0
+    found: dict[str, object] = json.loads(Path("plan.json").read_text())["forecast"]
+    return found
+
+
+def test_time_and_money_follow_from_queries(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--procedure", "fixed", "--n", "1000", "--images", "36", "--price", "0.01"]
+
+    found = planned(*flags, "--rate", "11", "--budget", "5000")
+
+    assert found["queries"] == 36 * 1_100
+    assert found["money"] == pytest.approx(396.0)
+    assert found["seconds"] == pytest.approx(3_600)
+    assert found["images_within_budget"] == 4
+    said = capsys.readouterr().out
+    assert "largest radius within reach: 1.2316" in said
+    assert "1 h 00 min" in said
+    assert "396.00" in said
+
+
+def test_a_pilot_s_forecast_is_what_a_run_takes(centroids: str, asked: Callable[[], int]) -> None:
+    flags = ["--classifier", centroids, "--n0", "50", "--canaries", "0"]
+    pilot = ["--procedure", "anytime", "--n", "500", "--images", "60", "--out", "pilot"]
+    assert main(["certify", *flags, *pilot]) == 0
+    found = planned("--pilot", "pilot", "--n0", "50", "--n", "5000", "--images", "60")
+    before = asked()
+
+    decide = ["--procedure", "decide", "--n", "5000", "--images", "60", "--out", "run"]
+    assert main(["certify", *flags, *decide]) == 0
+
+    # of the same 60 images; their probabilities are known to .02, and 5 of them decide half of it
+    assert asked() - before == pytest.approx(found["queries"], rel=0.5)
+
+
+def test_misuse_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--radii", "5"]) == 2
+    assert "radii must be at most" in capsys.readouterr().err
+    assert main(["plan", "--pilot", "absent"]) == 1
+    assert "cannot read" in capsys.readouterr().err

@@ -1,0 +1,66 @@
+"""``deepzero-apps recertify`` and ``merge``: nothing is asked, and nothing unsound is made."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepzero_apps.cli import main
+from deepzero_apps.smoothing.bounds import lower_bound
+
+VOTES = ["--images", "6", "--n", "200", "--n0", "10"]
+
+
+def certificates(folder: str) -> list[dict[str, Any]]:
+    lines = (Path(folder) / "certificates.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_another_alpha_asks_nothing(centroids: str, asked: Callable[[], int]) -> None:
+    assert main(["certify", *VOTES, "--classifier", centroids, "--out", "run"]) == 0
+    before = asked()
+
+    assert main(["recertify", "--run", "run", "--alpha", "0.05", "--out", "again"]) == 0
+
+    assert asked() == before
+    for c, old in zip(certificates("again"), certificates("run"), strict=True):
+        assert c["settings"]["alpha"] == 0.05
+        assert c["p_lower"] == lower_bound(old["votes"], 200, 0.05)
+    assert Path("again/certified_accuracy.png").exists()
+
+
+def test_unsound_wishes_are_refused(centroids: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*VOTES, "--classifier", centroids, "--procedure", "anytime"]
+    assert main(["certify", *flags, "--out", "run"]) == 0
+
+    assert main(["recertify", "--run", "run", "--procedure", "fixed", "--out", "again"]) == 2
+
+    assert "Clopper-Pearson does not allow looks" in capsys.readouterr().err
+    assert not Path("again").exists()
+    assert main(["recertify", "--run", "absent"]) == 1
+
+
+def test_parts_merge_into_the_whole_and_go_on(
+    centroids: str, asked: Callable[[], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*VOTES, "--classifier", centroids]
+    assert main(["certify", *flags, "--out", "whole"]) == 0
+    for part in "123":
+        assert main(["certify", *flags, "--shard", f"{part}/3", "--out", part]) == 0
+    assert main(["merge", "1", "2", "3", "--out", "all"]) == 0
+    assert main(["merge", "1", "3", "--out", "some"]) == 0
+
+    def known(folder: str) -> list[tuple[object, ...]]:
+        found = sorted(certificates(folder), key=lambda c: c["index"])
+        return [(c["index"], c["votes"], c["radius"], c["image"]) for c in found]
+
+    assert known("all") == known("whole")
+    before = asked()
+    assert main(["certify", *flags, "--canaries", "0", "--resume", "--out", "some"]) == 0
+    assert asked() - before == 2 * 210 + 1
+    assert known("some") == known("whole")
+    capsys.readouterr()
+    assert main(["merge", "1", "1", "--out", "twice"]) == 1
+    assert "has votes in two logs" in capsys.readouterr().err

@@ -71,7 +71,7 @@ class Votes(BaseModel):
 
     n: int = Field(0, ge=0)
     """Further votes that bound its probability, an image, or the most of them for a procedure
-    that may stop earlier; 0 for the usual: 2,000 fixed ones, or at most 100,000."""
+    that may stop earlier; 0 for the usual: 2,000 fixed ones, or at most 200,000."""
 
     procedure: Procedure = "fixed"
     """fixed takes all n votes; decide stops an image as soon as --radii are decided; anytime goes
@@ -93,7 +93,7 @@ class Votes(BaseModel):
     @property
     def most(self) -> int:
         """The estimation votes of an image, or the most of them."""
-        return self.n or (2_000 if self.procedure == "fixed" else 100_000)
+        return self.n or (2_000 if self.procedure == "fixed" else 200_000)
 
     def record(self) -> dict[str, Any]:
         """Returns the fields that define the result, resolved."""

@@ -14,7 +14,7 @@ of them for that class. By the fixed procedure, with the one-sided limit of Clop
     \underline{p} = B^{-1}(\alpha; k, n - k + 1)                                \tag{2}
 
 (the :math:`\alpha` quantile of a beta distribution; 0 at :math:`k = 0`). It abstains at
-:math:`\underline{p} \le 1/2`. A certificate is wrong with probability at most
+:math:`\underline{p} \le 1/2`. An image gets a wrong certificate with probability at most
 :math:`\alpha`, for any classifier that answers each image by itself. With all votes for one class
 :math:`\underline{p} = \alpha^{1/n}`: no certificate can exceed
 :math:`\sigma \Phi^{-1}(\alpha^{1/n})`. Radii are rounded down to four decimals. Cost:

@@ -18,8 +18,9 @@ beta-binomial given those at hand. With :math:`k` of :math:`n_t` votes and :math
     \end{cases}                                                                 \tag{1}
 
 and an image is given up where :math:`V` is 0; before the first estimation vote, where the
-selection votes predict it. Solved backwards on 1,025 values of :math:`k` a look, with the normal
-distribution of the same moments in place of the beta-binomial: both cost votes at most.
+selection votes predict it. Solved backwards on 1,025 values of :math:`k` a look. The beta-binomial
+is exact where further votes against the class are few, as near radii that need nearly all votes;
+elsewhere the normal distribution of the same moments takes its place. Both cost votes at most.
 
 References:
     | Optimal Statistical Decisions (DeGroot, 1970), ch. 12
@@ -32,6 +33,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import betaln
 from scipy.stats import beta, binom
 
 from deepzero_apps.smoothing.sequences import least_votes
@@ -44,7 +46,8 @@ _STEP = 32
 _GROWTH = 1 / 16
 _POINTS = 1025
 _DEVIATIONS = 12.0
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(21)
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(25)
+_FEW = _NODES.size - 1
 
 
 @dataclass(frozen=True)
@@ -156,14 +159,16 @@ def _solved(looks: np.ndarray, certify: np.ndarray, n0: int) -> tuple[np.ndarray
     for look in range(len(looks) - 2, -1, -1):
         here = _band(looks[look], certify[look])
         more = looks[look + 1] - looks[look]
-        ahead = here[:, None] + _predicted(here, looks[look] - here, more)
-        wait = np.stack([_expected(ahead, votes, row) for row in worth[:-1]]) - more / WORTH
+        further, weights = _predicted(here, looks[look] - here, more)
+        ahead = here[:, None] + further
+        means = [_expected(ahead, weights, votes, row) for row in worth[:-1]]
+        wait = np.stack(means) - more / WORTH
         for j, row in enumerate(wait):
             lost = here[(row <= 0) & (here < certify[look, j])]
             hopeless[look, j] = np.floor(lost.max()) if lost.size else np.ceil(here[0]) - 1
         votes, worth = here, _collected(np.maximum(wait, 0), here, certify[look])
     selected = np.arange(n0 + 1)
-    first = _expected(_predicted(selected, n0 - selected, looks[0]), votes, worth[0])
+    first = _expected(*_predicted(selected, n0 - selected, looks[0]), votes, worth[0])
     hope = np.flatnonzero(first > looks[0] / WORTH)
     return hopeless, int(hope[0]) if hope.size else n0 + 1
 
@@ -174,17 +179,35 @@ def _band(n: int, certify: np.ndarray) -> np.ndarray:
     return np.linspace(max(low, 0), n, _POINTS)
 
 
-def _predicted(votes: np.ndarray, others: np.ndarray, more: int) -> np.ndarray:
-    """Further votes, at the quadrature's nodes: the moments of the beta-binomial."""
+def _predicted(votes: np.ndarray, others: np.ndarray, more: int) -> tuple[np.ndarray, np.ndarray]:
+    """Further votes and their weights, one row for each number of votes: the beta-binomial."""
     a, b = votes[:, None] + 1, others[:, None] + 1
     p = a / (a + b)
     deviation = np.sqrt(more * p * (1 - p) * (a + b + more) / (a + b + 1))
-    points: np.ndarray = np.clip(more * p + deviation * _NODES, 0, more)
-    return points
+    points = np.clip(more * p + deviation * _NODES, 0, more)
+    weights = np.broadcast_to(_WEIGHTS / _WEIGHTS.sum(), points.shape).copy()
+    few = (more * (1 - p) + 4 * deviation < _FEW)[:, 0]
+    against = np.arange(_FEW + 1)
+    points[few] = np.maximum(more - against, 0)
+    weights[few] = _few_against(a[few], b[few], more)
+    return points, weights
 
 
-def _expected(points: np.ndarray, votes: np.ndarray, worth: np.ndarray) -> np.ndarray:
-    mean: np.ndarray = np.interp(points, votes, worth, left=0.0) @ _WEIGHTS / _WEIGHTS.sum()
+def _few_against(a: np.ndarray, b: np.ndarray, more: int) -> np.ndarray:
+    """Probabilities of 0 ... 24 further votes against the class, the last with all above it."""
+    against = np.arange(_FEW)
+    left = np.maximum(more - against, 0)
+    ratios = left * (b + against) / (against + 1) / np.maximum(a + left - 1, 1)
+    none = np.exp(betaln(a + more, b) - betaln(a, b))
+    chances = none * np.cumprod(np.concatenate((np.ones_like(none), ratios), axis=1), axis=1)
+    chances[:, -1] += 1 - chances.sum(1)
+    return chances
+
+
+def _expected(
+    points: np.ndarray, weights: np.ndarray, votes: np.ndarray, worth: np.ndarray
+) -> np.ndarray:
+    mean: np.ndarray = (np.interp(points, votes, worth, left=0.0) * weights).sum(1)
     return mean
 
 

@@ -132,7 +132,8 @@ def test_images_whose_votes_do_not_suffice_are_left_out(tmp_path: Path) -> None:
 def test_votes_of_an_image_that_the_log_does_not_know_are_refused(tmp_path: Path) -> None:
     run(tmp_path, FIXED, [0])
     path = tmp_path / "votes.jsonl"
-    path.write_text("".join(x for x in path.open() if '"image"' not in x))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(x for x in lines if '"image"' not in x))
 
     with pytest.raises(ValueError, match="must be of images in the log, got some of image 0"):
         recertify(read_votes(tmp_path), FIXED)

@@ -169,33 +169,46 @@ def test_a_radius_stays_certified_when_votes_fall_behind() -> None:
     assert (later.tolist(), still.tolist()) == ([1, 0], [True, False])
 
 
-def test_giving_up_is_the_optimal_stopping_of_beta_binomial_votes() -> None:
+@pytest.mark.parametrize("targets", [(0.6915, 0.8413), (0.95, 0.985), (0.99,)])
+def test_giving_up_is_the_optimal_stopping_of_beta_binomial_votes(
+    targets: tuple[float, ...],
+) -> None:
     # Backwards over all numbers of votes, with exact probabilities.
-    targets, n = [float(ndtr(0.5)), float(ndtr(1.0))], 320
+    n = 320
     table = table_of(targets, n0=100, n=n, alpha=0.05, stop_when_decided=True)
 
-    worth = np.zeros((3, n + 1))
+    worth = np.zeros((len(targets) + 1, n + 1))
     for look in range(len(table.looks) - 1, -1, -1):
         here = int(table.looks[look])
         k = np.arange(here + 1)
-        wait = np.zeros((2, here + 1))
+        wait = np.zeros((len(targets), here + 1))
         if here < n:
             more = int(table.looks[look + 1]) - here
             further = np.arange(more + 1)
             chance = betabinom.pmf(further, more, k[:, None] + 1, here - k[:, None] + 1)
-            ahead = worth[:2, k[:, None] + further]
+            ahead = worth[:-1, k[:, None] + further]
             wait = (chance * ahead).sum(-1) - more / WORTH
-            for j in range(2):
+            for j in range(len(targets)):
                 open_ = k < table.certify[look, j]
                 exact = k[open_ & (wait[j] <= 0)].max(initial=-1)
                 # The table has the normal distribution of the same moments, and 1,025 points: it
                 # goes on for up to 2 votes longer. Without the posterior's share of the variance
                 # it would give up up to 2 votes too early.
                 assert -2 <= table.over[look, j] - exact <= 0
-        worth = np.zeros((3, n + 1))
-        for j in (1, 0):
+        worth = np.zeros((len(targets) + 1, n + 1))
+        for j in reversed(range(len(targets))):
             reached = k >= table.certify[look, j]
             worth[j, : here + 1] = np.where(reached, 1 + worth[j + 1, k], np.maximum(wait[j], 0))
+
+
+def test_radii_that_need_nearly_all_votes_are_waited_for() -> None:
+    # Of 100 votes none was lost: P(p >= .99865 | votes) = 1 - .99865^101 = .13, worth 25,000 votes,
+    # and whoever has a smaller p mostly loses a vote within some hundred.
+    table = Decide(Settings(sigma=0.25, n=200_000, procedure="decide", radii=(0.75,))).table
+
+    assert table.least_selection <= 100
+    early = table.looks < 2_000
+    assert (table.over[early, 0] < table.looks[early]).all()
 
 
 def test_adaptive_sizes_gain_most_of_all_sizes() -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from deepzero_apps.cli.imported import importing, named
 from deepzero_apps.cli.settings import Misuse
-from deepzero_apps.smoothing.adapters import Adapter
+from deepzero_apps.smoothing.adapters import Adapter, Wrapper
 from deepzero_apps.smoothing.answers import NO_VOTE
 from deepzero_apps.smoothing.blackbox import (
     CallableClassifier,
@@ -51,11 +51,13 @@ class BlackBox:
         white_box: The same as a differentiable network, for ``fo-ds`` alone; None if it has no
             gradients. Of a quantized classifier the network behind the rounding.
         scores: Whether it answers scores; labels otherwise.
+        asked: Queries that finding this out took.
     """
 
     classifier: Classifier
     white_box: nn.Module | None
     scores: bool = True
+    asked: int = 0
 
 
 def black_box(
@@ -233,7 +235,14 @@ def _probed(box: BlackBox, image: Tensor) -> BlackBox:
             f"--classifier must answer a first image, got no usable answer from {box.classifier}; "
             "check its url, classes, answer, answers and row, and what it logs"
         )
-    return replace(box, scores=answer.ndim == 2)
+    return replace(box, scores=answer.ndim == 2, asked=_sent(box.classifier))
+
+
+def _sent(classifier: Classifier) -> int:
+    """How many images a classifier was shown by one question: a service repeats what fails."""
+    while isinstance(classifier, Wrapper):
+        classifier = classifier.classifier
+    return int(getattr(classifier, "sent", 1))
 
 
 def _is_estimator(value: object) -> bool:

@@ -35,7 +35,8 @@ from deepzero_apps.cli.scenes import Anywhere, DefenceSettings, Scene, scene
 from deepzero_apps.cli.settings import CommonSettings, Misuse
 from deepzero_apps.cli.watching import Watch
 from deepzero_apps.runs import RunFolder
-from deepzero_apps.smoothing.blackbox import Classifier, Defended, charge_retries
+from deepzero_apps.smoothing.adapters import charge_retries, largest_call
+from deepzero_apps.smoothing.blackbox import Classifier, Defended
 from deepzero_apps.smoothing.bounds import Procedure
 from deepzero_apps.smoothing.certify import Certificate, Settings, certify, source_of
 from deepzero_apps.smoothing.journal import Journal
@@ -48,7 +49,8 @@ from deepzero_apps.smoothing.reporting.tables import (
     table,
 )
 from deepzero_apps.smoothing.rules import rule_of
-from deepzero_apps.smoothing.vote_log import VoteLog
+from deepzero_apps.smoothing.vote_log import NAME as VOTES
+from deepzero_apps.smoothing.vote_log import Ledger, VoteLog, read_votes
 from deepzero_apps.vision import Images
 from deepzero_apps.zeroth_order.oracle import Meter
 
@@ -144,8 +146,9 @@ class CertifySettings(DefenceSettings):
     resume: bool = False
     """Continue the certificates in --out."""
 
-    budget: int | None = Field(None, ge=0)
-    """The most queries that may ever be spent in --out, to the query; retries count."""
+    budget: int | None = Field(None, ge=1)
+    """The most queries that may ever be spent in --out, to the query: votes, retries, canaries,
+    and the image that a classifier of your own is shown to open it."""
 
     shard: str = Field("1/1", pattern=r"^\d{1,6}/\d{1,6}$")
     """Certify every K-th image, from the I-th on: I/K; join the parts by ``merge``."""
@@ -184,8 +187,9 @@ class CertifySettings(DefenceSettings):
 
 def run(settings: CertifySettings) -> int:
     """Certifies and prints the table."""
-    name, classifier, view, resolved, trained = subject_of(settings)
     folder = _folder(settings)
+    _refuse_spent(settings, folder)
+    name, classifier, view, resolved, trained = subject_of(settings)
     certificates, _ = certify_into(folder, classifier, view, resolved, title=f"certifying {name}")
     if not certificates:
         raise Misuse(
@@ -221,6 +225,18 @@ def run(settings: CertifySettings) -> int:
     return 0
 
 
+def _refuse_spent(settings: CertifySettings, folder: Path) -> None:
+    """Refuses a budget that is spent, before the classifier is shown an image to open it."""
+    if settings.budget is None or not (folder / VOTES).is_file():
+        return
+    spent = read_votes(folder).spent
+    result = RunFolder(folder).result() or {"images": 0, "wanted": 1}
+    if spent >= settings.budget and result["images"] < result["wanted"]:
+        raise Misuse(
+            f"--budget must be above the {spent:,} queries spent, got {settings.budget:,}"
+        )
+
+
 def _tell(folder: Path, certificates: list[Certificate]) -> None:
     """Prints what stands below the table."""
     console = Console(soft_wrap=True, highlight=False)
@@ -230,6 +246,12 @@ def _tell(folder: Path, certificates: list[Certificate]) -> None:
     console.print(
         f"{queries:,} queries, {queries / len(certificates):,.0f} an image", markup=False
     )
+    lost, asked = sum(c.lost for c in certificates), sum(c.asked for c in certificates)
+    if lost:
+        console.print(
+            f"{lost:,} of {asked:,} votes had no answer; they count against every class",
+            markup=False,
+        )
     if len(certificates) < wanted:
         console.print(
             f"the budget ended after {len(certificates)} of {wanted} images; continue with "
@@ -276,19 +298,23 @@ def certify_into(
     votes = settings.votes
     bounds = votes.settings(settings.sigma, settings.seed)
     images = votes.chosen(view)
+    chosen = settings.indices(len(images))
+    if not chosen:
+        raise Misuse(f"--shard must hold an image, got {settings.shard} of {len(images)} images")
     source = source_of(classifier, images.labels.device)
     with (
         RunFolder.create(folder, settings.record(), resume=settings.resume) as run_folder,
         Journal(folder, bounds, classifier=source.classifier) as journal,
         VoteLog(folder, bounds, source) as log,
     ):
-        chosen = settings.indices(len(images))
         todo = [i for i in chosen if i not in journal.done]
-        meter = Meter(settings.budget, log.votes.spent)
+        meter = Ledger(log, settings.budget)
         unfinished = bool(todo) or run_folder.result() is None
         if unfinished:
             watch = Watch(folder, classifier, images.pixels(slice(0, settings.canaries)), bounds)
             charge_retries(classifier, meter)
+            meter.charge(int(min(view.box.asked, meter.remaining)))  # to open it
+            log.append([], spent=meter.spent - log.votes.spent)
             watch.begin(meter, log)
             fresh = certify(
                 classifier,
@@ -296,7 +322,7 @@ def certify_into(
                 images.labels,
                 bounds,
                 indices=todo,
-                rows=votes.rows,
+                rows=min(votes.rows, largest_call(classifier)),
                 device=images.labels.device,
                 meter=meter,
                 log=log,

@@ -81,6 +81,12 @@ def _probabilities(settings: PlanSettings) -> np.ndarray:
     certificates = read(settings.pilot)
     if not certificates:
         raise Misuse(f"--pilot must hold certificates, got none in {settings.pilot}")
+    drawn = sorted({c.settings.sigma for c in certificates})
+    if drawn != [settings.sigma]:
+        raise Misuse(
+            f"--sigma must be that of --pilot, {', '.join(map(str, drawn))}: probabilities under "
+            f"other noise say nothing of it, got {settings.sigma}"
+        )
     return np.array([_share(c) for c in certificates])
 
 

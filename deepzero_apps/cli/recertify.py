@@ -1,6 +1,6 @@
 """``deepzero-apps recertify``: certificates made again from the votes of a run; nothing is asked."""
 
-__all__ = ["RecertifySettings", "conclude", "run"]
+__all__ = ["RecertifySettings", "conclude", "refuse_taken", "run"]
 
 from dataclasses import replace
 from pathlib import Path
@@ -63,11 +63,22 @@ def run(settings: RecertifySettings) -> int:
     except ValueError as error:
         raise Misuse(f"--run, --alpha, --procedure, --radii: {error}") from error
     folder = folder_for("recertify", settings.out, resume=False)
+    refuse_taken(folder)
     with RunFolder.create(folder, settings.record(), resume=False) as run_folder:
         row = conclude(folder, certificates, title=f"from the votes of {settings.run.name}")
         run_folder.finish({"images": len(certificates), "queries": 0})
     write_json(settings.json_file, {"settings": settings.record(), "rows": [row]})
     return 0
+
+
+def refuse_taken(folder: Path) -> None:
+    """Refuses a folder that holds anything: what is made of votes is made anew, not continued.
+
+    Raises:
+        Misuse: If it is neither absent nor empty.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise Misuse(f"--out must be a new or an empty folder, got {folder}")
 
 
 def conclude(folder: Path, certificates: list[Certificate], *, title: str) -> Row:

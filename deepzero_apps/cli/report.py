@@ -62,6 +62,7 @@ def run(settings: ReportSettings) -> int:
         price=settings.price,
         queries=result.get("queries"),
         radii=settings.radii or None,
+        complete=folder is None or bool(result),
     )
     Console(soft_wrap=True).print(f"report in {out}", markup=False, highlight=False)
     document = {"report": str(out), "certificates": len(certificates)}

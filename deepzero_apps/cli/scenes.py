@@ -31,7 +31,8 @@ class DefenceSettings(CommonSettings):
     """Fetch cifar10 or stl10 into --root if it is not there."""
 
     classifier: str = "svc"
-    """svc or forest (scikit-learn), cnn, resnet20 (with --weights), or your own module:object."""
+    """svc or forest (scikit-learn), cnn, resnet20 (with --weights); your own module:object, model in
+    a file (.onnx, .pt2, .pt, .ts), or service described by a .yaml or .json file."""
 
     weights: Anywhere | None = None
     """A safetensors file for cnn and resnetN."""

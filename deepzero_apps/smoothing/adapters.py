@@ -3,8 +3,9 @@
 Whatever the kind of classifier, images and answers pass `ask`, and so `checked`.
 """
 
-__all__ = ["Adapter", "Wrapper", "ask", "charge_retries", "class_count"]
+__all__ = ["Adapter", "Wrapper", "ask", "charge_retries", "class_count", "largest_call"]
 
+import sys
 from abc import ABC, abstractmethod
 
 from torch import Tensor
@@ -55,6 +56,15 @@ def charge_retries(classifier: Classifier, meter: Meter | None) -> None:
         classifier.meter = meter
 
 
+def largest_call(classifier: Classifier) -> int:
+    """Gives the most images that are worth asking at once: no limit, but for services.
+
+    Args:
+        classifier: The black box.
+    """
+    return classifier.largest_call if isinstance(classifier, Adapter) else sys.maxsize
+
+
 class Adapter(ABC):
     """What adapters share: the door. Abstract; those of this package are final.
 
@@ -64,12 +74,15 @@ class Adapter(ABC):
         may_lose: Whether it may answer label -1, or rows of scores that are all NaN.
         meter: What *repeated* queries are charged to; the caller charges the first of each
             image. None for nothing. Only services repeat queries.
+        largest_call: The most images that are worth asking at once. What is asked at once is
+            lost at once, when a service is down or the process is killed.
     """
 
     classes: int
     name: str
     may_lose: bool = False
     meter: Meter | None = None
+    largest_call: int = sys.maxsize
 
     @property
     @abstractmethod
@@ -105,6 +118,7 @@ class Wrapper(Adapter):
         self.classifier = classifier
         self.classes = classifier.classes
         self.may_lose = loses_votes(classifier)
+        self.largest_call = largest_call(classifier)
         behind = getattr(classifier, "name", type(classifier).__name__)
         self.name = f"{behind} behind {name}"
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 from typing import Literal, get_args
 
-from scipy.stats import beta, norm
+from scipy.special import betaincinv, ndtr, ndtri
 
 _STEP = Decimal("0.0001")
 _SMALLEST_SIGMA = 0.001
@@ -120,7 +120,7 @@ class Settings:
         share = radius(lower_bound(self.n, self.n, self.alpha), 1.0)
         if share >= _USEFUL_SHARE:
             return
-        enough = math.ceil(math.log(self.alpha) / math.log(norm.cdf(_USEFUL_SHARE)))
+        enough = math.ceil(math.log(self.alpha) / math.log(ndtr(_USEFUL_SHARE)))
         reach = radius(lower_bound(enough, enough, self.alpha), 1.0)
         raise ValueError(
             f"n must be at least {enough} at alpha {self.alpha}, got {self.n}: with all "
@@ -152,7 +152,7 @@ def lower_bound(count: int, n: int, alpha: float) -> float:
         raise ValueError(f"count must be in 0 ... n with n at least 1, got {count} of {n}")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must be in (0, 1), got {alpha}")
-    return 0.0 if count == 0 else float(beta.ppf(alpha, count, n - count + 1))
+    return 0.0 if count == 0 else float(betaincinv(count, n - count + 1, alpha))
 
 
 def radius(p_lower: float, sigma: float) -> float:
@@ -176,7 +176,7 @@ def radius(p_lower: float, sigma: float) -> float:
         raise ValueError(f"p_lower must be in [0, 1], got {p_lower}")
     if not sigma > 0:
         raise ValueError(f"sigma must be positive, got {sigma}")
-    return float(sigma * norm.ppf(p_lower)) if p_lower > 0.5 else 0.0
+    return float(sigma * ndtri(p_lower)) if p_lower > 0.5 else 0.0
 
 
 def round_down(value: float) -> float:

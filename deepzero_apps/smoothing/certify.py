@@ -76,7 +76,7 @@ from deepzero_apps.smoothing.certificates import (
 from deepzero_apps.smoothing.fingerprint import fingerprint
 from deepzero_apps.smoothing.procedures import largest_radius
 from deepzero_apps.smoothing.rules import rule_of
-from deepzero_apps.smoothing.vote_log import Pictured, VoteLog, VoteLogError
+from deepzero_apps.smoothing.vote_log import Ledger, Pictured, VoteLog, VoteLogError
 from deepzero_apps.smoothing.votes import Count, Polling, poll
 from deepzero_apps.zeroth_order.oracle import Meter
 
@@ -109,7 +109,8 @@ def certify(
         indices: Places of the images to certify; all by default.
         rows: Rows a call of the classifier, at least 1.
         device: Where noise is drawn and votes are counted.
-        meter: Counts the queries; its budget is hard, to the query. When it is spent, the
+        meter: Counts the queries; its budget is hard, to the query. With a log it must be a
+            `Ledger` of it, and one without budget is made by default. When it is spent, the
             procedures ``decide`` and ``anytime`` give a certificate for every image that they
             have begun, the others for those that are complete.
         log: An open log of votes: those in it are not asked again, new ones are written
@@ -121,7 +122,7 @@ def certify(
 
     Raises:
         TypeError: If ``images`` or ``labels`` is no tensor.
-        ValueError: If images, labels, indices or ``rows`` are not as stated.
+        ValueError: If images, labels, indices, ``rows`` or ``meter`` are not as stated.
         ClassifierError: From the iterator, if the classifier raises or its answer cannot
             be used.
         VoteLogError: From the iterator, if votes cannot be written, or those in the log are of
@@ -135,11 +136,19 @@ def certify(
         settings,
         rows=rows,
         device=torch.device(device),
-        meter=meter or Meter(),
+        meter=_meter(meter, log),
         log=log,
         together=settings.is_sequential and meter is not None and meter.budget is not None,
     )
     return _certificates(polling, labels, places)
+
+
+def _meter(meter: Meter | None, log: VoteLog | None) -> Meter:
+    if log is None:
+        return Meter() if meter is None else meter
+    if meter is not None and not isinstance(meter, Ledger):
+        raise ValueError("meter must be a Ledger of the log where there is one, got a plain meter")
+    return Ledger(log) if meter is None else meter
 
 
 def source_of(classifier: Classifier, device: torch.device | str = "cpu") -> Source:

@@ -17,7 +17,7 @@ Refused for all: another sigma, seed, noise, n0, and more votes than there are. 
 alphas and reports the most pleasant one has chosen after the fact; each alone is sound.
 """
 
-__all__ = ["merge", "recertify"]
+__all__ = ["merge", "recertify", "refuse_strangers"]
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -73,16 +73,18 @@ def merge(parts: Sequence[Votes], folder: Path | str) -> Votes:
     if not parts:
         raise VoteLogError("parts must hold at least one log, got none")
     head = parts[0]
-    _refuse_strangers(parts)
+    refuse_strangers(parts)
     with VoteLog(folder, head.settings, head.source) as log:
         if log.votes.entries or log.votes.images:
             raise VoteLogError(f"{log.path} holds votes already; choose another folder")
         for part in parts:
             for _, pictured in sorted(part.images.items()):
                 log.picture(pictured)
+            log.ask(part.spent)
             for entry in part.entries:
                 log.append([entry], spent=entry.rows)
-            log.append([], spent=part.spent - sum(entry.rows for entry in part.entries))
+            watching = part.spent - part.unanswered - sum(entry.rows for entry in part.entries)
+            log.append([], spent=watching)
         path = log.path
     return read_votes(path)
 
@@ -107,7 +109,15 @@ def _refuse_unsound(drawn: Settings, wanted: Settings) -> None:
     )
 
 
-def _refuse_strangers(parts: Sequence[Votes]) -> None:
+def refuse_strangers(parts: Sequence[Votes]) -> None:
+    """Refuses logs that cannot be joined; see `merge`.
+
+    Args:
+        parts: The votes, at least one.
+
+    Raises:
+        VoteLogError: If settings or classifier contradict each other, or an image has votes twice.
+    """
     seen: set[int] = set()
     expected = _identity(parts[0])
     for part in parts:

@@ -199,7 +199,8 @@ def _few_against(a: np.ndarray, b: np.ndarray, more: int) -> np.ndarray:
     left = np.maximum(more - against, 0)
     ratios = left * (b + against) / (against + 1) / np.maximum(a + left - 1, 1)
     none = np.exp(betaln(a + more, b) - betaln(a, b))
-    chances = none * np.cumprod(np.concatenate((np.ones_like(none), ratios), axis=1), axis=1)
+    steps = np.concatenate((np.ones_like(none), ratios), axis=1)
+    chances: np.ndarray = none * np.cumprod(steps, axis=1)
     chances[:, -1] += 1 - chances.sum(1)
     return chances
 

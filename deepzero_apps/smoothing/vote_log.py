@@ -4,17 +4,16 @@
 
 - ``{"settings": ..., "source": ...}``: the first line, what all votes were drawn with;
 - ``{"index": 4, "label": 7, "image": "..."}``: an image, before its first votes;
-- ``{"ask": 1024}``: so many noisy copies are about to be shown to the classifier;
+- ``{"ask": 1024}``: so many queries are about to be sent: noisy copies, retries, canaries;
 - ``{"votes": [[index, phase, start, {class: count}, lost], ...], "spent": 1024, "seconds": 0.5}``:
-  its answers, counted; ``start`` is the place in the image's stream of noise, ``lost`` how many
-  had none. ``spent`` is at least the number of copies; retries of a service add to it.
+  answers, counted; ``start`` is the place in the image's stream of noise, ``lost`` how many
+  had none. ``spent`` of the queries asked since the last such line went into them.
 
-A process that is killed between the last two has asked and not written: those copies, one call at
-most, are asked again by the next, and were charged to the budget both times. A torn line at the
-end is cut off. The file alone says what is certified: certificates are made from it again.
+What was asked is spent, whatever becomes of it. A process that is killed before it writes the
+answers of a call leaves them to be asked again by the next one. A torn line at the end is cut off. The file alone says what is certified: certificates are made from it again.
 """
 
-__all__ = ["Entry", "Pictured", "VoteLog", "VoteLogError", "Votes", "read_votes"]
+__all__ = ["Entry", "Ledger", "Pictured", "VoteLog", "VoteLogError", "Votes", "read_votes"]
 
 import fcntl
 import json
@@ -22,6 +21,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import IO, Annotated, Any, Self
 
@@ -39,6 +39,7 @@ from pydantic.dataclasses import dataclass as validated
 
 from deepzero_apps.smoothing.bounds import Settings
 from deepzero_apps.smoothing.certificates import Source
+from deepzero_apps.zeroth_order.oracle import Meter
 
 NAME = "votes.jsonl"
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -92,8 +93,8 @@ class Votes:
         source: What gave them.
         images: The images by index.
         entries: The votes, in the order in which they were drawn.
-        spent: Queries in all: votes, retries, and what was asked without being written.
-        unanswered: Of these, the queries asked without being written.
+        spent: Queries asked in all.
+        unanswered: Of these, the queries that went into no vote and no check.
     """
 
     settings: Settings
@@ -192,6 +193,7 @@ class VoteLog:
         self.path = Path(folder) / NAME
         self.votes = Votes(settings, source)
         self._file: IO[bytes] | None = None
+        self._lock = Lock()
 
     def picture(self, pictured: Pictured) -> None:
         """Notes an image before its first votes.
@@ -210,16 +212,16 @@ class VoteLog:
                 f"{pictured.label}; choose another folder"
             )
 
-    def ask(self, rows: int) -> None:
-        """Notes that so many copies are about to be asked."""
-        self._write({"ask": rows})
+    def ask(self, queries: int) -> None:
+        """Notes that so many queries are about to be sent; see `Ledger`."""
+        self._write({"ask": queries})
 
     def append(self, entries: Sequence[Entry], *, spent: int) -> None:
         """Notes the answers; only then they may count.
 
         Args:
             entries: The votes.
-            spent: The queries that they took, retries included.
+            spent: The queries, noted by `ask`, that they took, retries included.
         """
         rows = [[e.index, e.phase, e.start, e.counts, e.lost] for e in entries]
         seconds = sum(e.seconds for e in entries)
@@ -229,8 +231,9 @@ class VoteLog:
         if self._file is None:
             raise VoteLogError("log must be open; use `with VoteLog(...) as log:`")
         try:
-            self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-            self._file.flush()
+            with self._lock:  # retries are noted by the threads that make them
+                self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+                self._file.flush()
         except OSError as error:
             self._close()  # the line may be torn: nothing must follow it
             raise VoteLogError(
@@ -292,11 +295,37 @@ class VoteLog:
                 os.fsync(file.fileno())
 
 
+class Ledger(Meter):
+    """A meter that notes every charge in a log of votes before the query is sent.
+
+    So a budget is hard to the query, whenever the process is killed.
+
+    Args:
+        log: The log, open; what it holds is spent already.
+        budget: The most queries that may ever be spent; None for no limit.
+    """
+
+    def __init__(self, log: VoteLog, budget: int | None = None) -> None:
+        super().__init__(budget, log.votes.spent)
+        self._log = log
+
+    def charge(self, queries: int) -> None:
+        """Spends queries and notes them.
+
+        Raises:
+            BudgetExhausted: If fewer are left; nothing is spent then.
+            VoteLogError: If they cannot be noted.
+        """
+        super().charge(queries)
+        if queries:
+            self._log.ask(queries)
+
+
 def _parse(content: bytes, file: Path) -> tuple[Votes | None, int]:
     """Gives what a file holds, and the number of bytes that it takes without a torn line."""
     whole = content.rfind(b"\n") + 1
     found: Votes | None = None
-    asked = 0
+    asked = answered = 0
     for number, text in enumerate(content[:whole].splitlines(), 1):
         line = _line(text, file, number)
         if isinstance(line, _Head) != (found is None):
@@ -307,15 +336,12 @@ def _parse(content: bytes, file: Path) -> tuple[Votes | None, int]:
         if isinstance(line, Pictured):
             found.images[line.index] = line
         elif isinstance(line, _Ask):
-            found.unanswered += asked
-            asked = line.ask
+            asked += line.ask
         elif isinstance(line, _Answers):
             found.entries += _entries(line)
-            found.spent += line.spent
-            asked = 0
+            answered += line.spent
     if found is not None:
-        found.unanswered += asked
-        found.spent += found.unanswered
+        found.spent, found.unanswered = max(asked, answered), max(0, asked - answered)
     return found, whole
 
 

@@ -93,7 +93,7 @@ class Polling:
         settings: Noise and seed.
         rows: Rows a call, at least 1.
         device: Where noise is drawn and votes are counted.
-        meter: Charged one query a row.
+        meter: Charged one query a row; the log's `Ledger` where there is a log.
         log: Where votes are written before they count; nowhere by default.
         together: Whether all ballots advance together.
     """
@@ -253,15 +253,7 @@ def _answers(rows: Tensor, polling: Polling) -> tuple[Tensor, int]:
     """Charges and asks one call; gives its labels and the queries that they took."""
     before = polling.meter.spent
     polling.meter.charge(len(rows))
-    if polling.log is not None:
-        polling.log.ask(len(rows))
-    try:
-        labels = labels_of(ask(polling.classifier, rows))
-    except BaseException:  # Ctrl-C too
-        retries = polling.meter.spent - before - len(rows)
-        if polling.log is not None and retries:
-            polling.log.ask(retries)  # paid and not answered
-        raise
+    labels = labels_of(ask(polling.classifier, rows))
     return labels, polling.meter.spent - before
 
 

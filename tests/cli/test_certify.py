@@ -146,7 +146,7 @@ def test_a_budget_is_hard_and_can_be_raised(
     wanted = ["certify", "--images", "5", "--n0", "10", "--canaries", "2", *flags]
     assert main([*wanted, "--budget", "1001"]) == 0
 
-    assert asked() == 1001 + 1
+    assert asked() == 1001  # the image that opens it among them
     assert {c["stop"] for c in certificates("run")} <= {"budget", "futile"}
     assert len(certificates("run")) == 5
     assert "1,001 queries, 200 an image" in capsys.readouterr().out
@@ -170,12 +170,14 @@ def test_a_budget_too_small_for_an_image_is_one_message(
 ) -> None:
     assert certify("--classifier", centroids, "--out", "run", "--budget", "69") == 2
 
-    assert asked() == 69 + 1
+    assert asked() == 69
     assert "--budget must pay for the votes of one image at least, got 69" in (
         capsys.readouterr().err
     )
+    assert certify("--classifier", centroids, "--out", "run", "--budget", "69", "--resume") == 2
+    assert "--budget must be above the 69 queries spent, got 69" in capsys.readouterr().err
     assert certify("--classifier", centroids, "--out", "run", "--budget", "130", "--resume") == 0
-    assert asked() == 130 + 2
+    assert asked() == 130
     assert "the budget ended after 1 of 4 images" in capsys.readouterr().out
 
 
@@ -353,3 +355,28 @@ def test_a_full_disk_is_one_message(centroids: str) -> None:
     assert re.fullmatch(r"error: .*File too large.*\n", said)
     assert certify("--out", "run", "--classifier", centroids, "--resume") == 0
     assert len(certificates("run")) == 4
+
+
+def test_a_run_killed_before_its_end_is_ended_by_resumption(
+    centroids: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--classifier", centroids, "--out", "run"]
+    assert certify(*flags) == 0
+    spent = json.loads(Path("run/result.json").read_text())["queries"]
+    Path("run/result.json").unlink()  # the process died after the last certificate
+    capsys.readouterr()
+
+    assert certify(*flags, "--resume") == 0
+
+    # the 4 canaries are asked again at the start and at the end, and it was opened again
+    assert json.loads(Path("run/result.json").read_text())["queries"] == spent + 2 * 4 + 1
+    assert f"{spent + 9:,} queries" in capsys.readouterr().out
+
+
+def test_a_shard_without_an_image_is_refused(
+    centroids: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert certify("--classifier", centroids, "--shard", "5/9", "--out", "run") == 2
+
+    assert "--shard must hold an image, got 5/9 of 4 images" in capsys.readouterr().err
+    assert not Path("run").exists()

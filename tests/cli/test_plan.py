@@ -49,3 +49,14 @@ def test_misuse_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "radii must be at most" in capsys.readouterr().err
     assert main(["plan", "--pilot", "absent"]) == 1
     assert "cannot read" in capsys.readouterr().err
+
+
+def test_a_pilot_under_other_noise_is_refused(
+    centroids: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pilot = ["--classifier", centroids, "--images", "2", "--n", "60", "--out", "pilot"]
+    assert main(["certify", *pilot, "--sigma", "0.25"]) == 0
+
+    assert main(["plan", "--pilot", "pilot", "--sigma", "0.5"]) == 2
+
+    assert "--sigma must be that of --pilot, 0.25" in capsys.readouterr().err

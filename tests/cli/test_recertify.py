@@ -64,3 +64,42 @@ def test_parts_merge_into_the_whole_and_go_on(
     capsys.readouterr()
     assert main(["merge", "1", "1", "--out", "twice"]) == 1
     assert "has votes in two logs" in capsys.readouterr().err
+
+
+def test_parts_of_other_images_are_refused_and_nothing_is_written(
+    centroids: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*VOTES, "--classifier", centroids]
+    assert main(["certify", *flags, "--shard", "1/2", "--out", "1"]) == 0
+    assert main(["certify", *flags, "--shard", "2/2", "--split", "validation", "--out", "2"]) == 0
+
+    assert main(["merge", "1", "2", "--out", "all"]) == 2
+    assert "parts must have equal settings, got another votes in 2" in capsys.readouterr().err
+    assert main(["merge", "1", "1", "--out", "all"]) == 1
+    assert "image 0 has votes in two logs" in capsys.readouterr().err
+
+    assert not Path("all").exists()
+
+
+def test_what_is_made_of_votes_is_not_continued(
+    centroids: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["certify", *VOTES, "--classifier", centroids, "--out", "run"]) == 0
+
+    assert main(["recertify", "--run", "run", "--out", "run"]) == 2
+    assert main(["merge", "run", "--out", "run"]) == 2
+
+    assert capsys.readouterr().err.count("--out must be a new or an empty folder, got run") == 2
+
+
+def test_votes_for_a_class_that_is_none_are_one_message(
+    centroids: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["certify", *VOTES, "--classifier", centroids, "--out", "run"]) == 0
+    log = Path("run/votes.jsonl")
+    edited = log.read_text().replace('[[0, 0, 0, {"', '[[0, 0, 0, {"99')  # selection of image 0
+    log.write_text(edited)
+
+    assert main(["recertify", "--run", "run", "--out", "again"]) == 2
+
+    assert "votes of image 0 must be for classes 0 ... 9, got 99" in capsys.readouterr().err

@@ -23,9 +23,9 @@ def test_the_page_of_a_run_has_its_images_and_queries(
     assert "report in run/report.html" in capsys.readouterr().out
     assert f"<h1>Certified robustness of {centroids} on digits</h1>" in text
     assert text.count("data:image/png;base64,") == 4
-    # 70 votes an image, and 4 canaries at 4 queries
-    assert '<dd class="value">296</dd>' in text
-    assert '<dd class="value">148.00</dd>' in text
+    # 70 votes an image, 4 canaries at 4 queries, and the image that opens it
+    assert '<dd class="value">297</dd>' in text
+    assert '<dd class="value">148.50</dd>' in text
     assert "<td>0.2</td>" in text
 
 

@@ -158,3 +158,8 @@ def test_impossible_counts_are_refused(count: int, n: int, alpha: float, message
 def test_impossible_radii_are_refused(p: float, sigma: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         radius(p, sigma)
+
+
+def test_a_step_reached_by_no_more_than_errors_of_arithmetic_is_not_reached() -> None:
+    assert round_down(0.1234 * (1 + 1e-12)) == 0.1233
+    assert round_down(0.1234 * (1 + 1e-8)) == 0.1234

@@ -26,7 +26,7 @@ from deepzero_apps.smoothing.bounds import (
 from deepzero_apps.smoothing.certificates import ABSTAIN, Certificate
 from deepzero_apps.smoothing.certify import certify, predict, source_of
 from deepzero_apps.smoothing.sequences import lower_bound_anytime
-from deepzero_apps.smoothing.vote_log import VoteLog, read_votes
+from deepzero_apps.smoothing.vote_log import Ledger, VoteLog, read_votes
 from deepzero_apps.zeroth_order.oracle import Meter
 
 
@@ -272,7 +272,7 @@ def test_a_run_continued_after_budgets_is_the_run_in_one_go(
     parts: dict[int, Certificate] = {}
     for budget in (90, 333, 334, 1_100, 10_000):
         with VoteLog(tmp_path, settings, source_of(Losing())) as log:
-            meter = Meter(budget, log.votes.spent)
+            meter = Ledger(log, budget)
             part = certify(Losing(0.4), images, labels, settings, rows=70, meter=meter, log=log)
             parts |= {c.index: c for c in timeless(list(part))}
         assert meter.spent == read_votes(tmp_path).spent <= budget
@@ -321,7 +321,7 @@ def test_no_end_of_a_budget_makes_false_certificates_more_frequent(
     false = np.zeros(m, dtype=bool)
     for budget in (10_000, 22_000, 10**7):
         with VoteLog(tmp_path, settings, source_of(Losing())) as log:
-            meter = Meter(budget, log.votes.spent)
+            meter = Ledger(log, budget)
             labels = torch.ones(m, dtype=torch.int64)
             for c in certify(
                 Losing(a, meter), images, labels, settings, rows=4_096, meter=meter, log=log

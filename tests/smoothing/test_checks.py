@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deepzero_apps.smoothing.bounds import Settings
 from deepzero_apps.smoothing.checks import canaries, changes, drift, repeats
+from deepzero_apps.smoothing.noise import noise_blocks
 from deepzero_apps.smoothing.vote_log import Entry, Votes
 from tests.smoothing.certificate_examples import SOURCE
 
@@ -69,6 +70,15 @@ def test_canaries_are_noisy_copies_of_the_first_images() -> None:
     # 64 numbers: the standard deviation's standard error is sigma / sqrt(128)
     assert abs(float(noise.std()) - 0.5) < 5 * 0.5 / 128**0.5
     assert len(canaries(IMAGES, SETTINGS, 100)) == 9
+
+
+def test_canaries_are_no_copies_that_vote() -> None:
+    made = canaries(IMAGES, SETTINGS, 1)
+
+    for phase in range(3):  # selection, estimation, prediction
+        blocks = noise_blocks((1, 4, 4), seed=0, index=0, phase=phase, device="cpu")
+        copies = IMAGES[0].float() + 0.5 * next(blocks)
+        assert (copies - made).abs().amax((1, 2, 3)).min() > 0.1
 
 
 def test_lots_are_found() -> None:
@@ -153,6 +163,26 @@ def test_votes_that_fall_off_are_found_with_the_z_of_the_hypergeometric() -> Non
     ).sum() ** 0.5
     assert f"(z = {expected:.1f})" in finding
     assert "less often" in finding
+
+
+def test_votes_that_rise_are_found_too() -> None:
+    (finding,) = drift(votes(np.repeat([0.7, 0.85], 4)))
+
+    assert "more often" in finding
+
+
+def test_pairs_of_votes_have_the_variance_of_pairs() -> None:
+    # Of two votes one is for the class, the first: d = 1 / 2 and V = 1 / 4 an image.
+    entries = []
+    for index in range(40):
+        entries.append(Entry(index, 0, 0, {1: 10}))
+        entries.append(Entry(index, 1, 0, {1: 1}))
+        entries.append(Entry(index, 1, 1, {2: 1}))
+    settings = Settings(sigma=0.5, n0=10, n=2, alpha=0.4)
+
+    (finding,) = drift(Votes(settings, SOURCE, entries=entries))
+
+    assert f"(z = {20 / 10**0.5:.1f})" in finding
 
 
 def test_one_vote_in_a_small_first_batch_is_no_finding() -> None:

@@ -13,8 +13,7 @@ from deepzero_apps.smoothing.certificates import ABSTAIN, Certificate
 from deepzero_apps.smoothing.certify import certify, source_of
 from deepzero_apps.smoothing.recertify import merge, recertify
 from deepzero_apps.smoothing.sequences import lower_bound_anytime
-from deepzero_apps.smoothing.vote_log import VoteLog, VoteLogError, Votes, read_votes
-from deepzero_apps.zeroth_order.oracle import Meter
+from deepzero_apps.smoothing.vote_log import Ledger, VoteLog, VoteLogError, Votes, read_votes
 
 IMAGES, LABELS = torch.rand(6, 1, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2])
 FIXED = Settings(sigma=0.25, n0=20, n=300)
@@ -29,7 +28,7 @@ def network() -> TorchClassifier:
 
 
 def run(
-    folder: Path, settings: Settings, places: list[int] | None = None, **other: object
+    folder: Path, settings: Settings, places: list[int] | None = None, budget: int | None = None
 ) -> list[Certificate]:
     with VoteLog(folder, settings, source_of(network())) as log:
         found = certify(
@@ -39,8 +38,8 @@ def run(
             settings,
             indices=places,
             rows=100,
+            meter=Ledger(log, budget),
             log=log,
-            **other,  # type: ignore[arg-type]
         )
         return sorted((replace(c, seconds=0.0) for c in found), key=lambda c: c.index)
 
@@ -121,7 +120,7 @@ def test_what_the_votes_cannot_tell_is_refused(
 
 
 def test_images_whose_votes_do_not_suffice_are_left_out(tmp_path: Path) -> None:
-    run(tmp_path, FIXED, meter=Meter(budget=2 * 320 + 100))
+    run(tmp_path, FIXED, budget=2 * 320 + 100)
 
     assert [c.index for c in again(tmp_path, FIXED)] == [0, 1]
     # five images had their selection votes in the first call; the bound of no votes is 0

@@ -13,7 +13,15 @@ import pytest
 
 from deepzero_apps.smoothing.bounds import Settings
 from deepzero_apps.smoothing.certificates import Source
-from deepzero_apps.smoothing.vote_log import Entry, Pictured, VoteLog, VoteLogError, read_votes
+from deepzero_apps.smoothing.vote_log import (
+    Entry,
+    Ledger,
+    Pictured,
+    VoteLog,
+    VoteLogError,
+    read_votes,
+)
+from deepzero_apps.zeroth_order.oracle import BudgetExhausted
 from tests.smoothing.certificate_examples import SETTINGS, SOURCE
 
 DECIDE = Settings(sigma=0.5, procedure="decide", radii=(0.25, 0.5))
@@ -29,7 +37,7 @@ def write(folder: Path, settings: Settings = SETTINGS, source: Source = SOURCE) 
         for image in IMAGES:
             log.picture(image)
         for entries in ENTRIES:
-            log.ask(sum(entry.rows for entry in entries))
+            log.ask(40)
             log.append(entries, spent=40)
 
 
@@ -72,12 +80,12 @@ def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path: Path, cut: int) -> N
 
     votes = read_votes(tmp_path)
     assert votes.entries == ENTRIES[0]
-    assert (votes.spent, votes.unanswered) == (40 + 32, 32)  # it was asked: it is paid for
+    assert (votes.spent, votes.unanswered) == (40 + 40, 40)  # it was asked: it is paid for
     with VoteLog(tmp_path, SETTINGS, SOURCE) as log:
         log.ask(32)
         log.append(ENTRIES[1], spent=32)
     assert read_votes(tmp_path).entries == [*ENTRIES[0], *ENTRIES[1]]
-    assert read_votes(tmp_path).spent == 40 + 32 + 32
+    assert read_votes(tmp_path).spent == 40 + 40 + 32
 
 
 def test_what_was_asked_and_not_written_is_paid_for(tmp_path: Path) -> None:
@@ -97,6 +105,21 @@ with VoteLog(Path({str(tmp_path)!r}), SETTINGS, SOURCE) as log:
     votes = read_votes(tmp_path)
     assert votes.entries == ENTRIES[0]
     assert (votes.spent, votes.unanswered) == (47, 32)
+
+
+def test_a_ledger_notes_every_query_before_it_is_sent(tmp_path: Path) -> None:
+    with VoteLog(tmp_path, SETTINGS, SOURCE) as log:
+        ledger = Ledger(log, 50)
+        ledger.charge(15)
+        log.append(ENTRIES[0], spent=15)
+        ledger.charge(32)  # of a call that never returns
+        with pytest.raises(BudgetExhausted, match="does not cover 4 more"):
+            ledger.charge(4)
+        assert ledger.spent == read_votes(tmp_path).spent == 47
+
+    assert read_votes(tmp_path).unanswered == 32
+    with VoteLog(tmp_path, SETTINGS, SOURCE) as log:
+        assert Ledger(log, 50).remaining == 3
 
 
 @pytest.mark.parametrize(

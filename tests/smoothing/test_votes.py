@@ -12,7 +12,7 @@ from deepzero_apps.smoothing.blackbox import CallableClassifier, ClassifierError
 from deepzero_apps.smoothing.bounds import Settings
 from deepzero_apps.smoothing.certify import source_of
 from deepzero_apps.smoothing.noise import BLOCK, noise_blocks
-from deepzero_apps.smoothing.vote_log import Entry, VoteLog, read_votes
+from deepzero_apps.smoothing.vote_log import Entry, Ledger, VoteLog, read_votes
 from deepzero_apps.smoothing.votes import Ballot, Count, Polling, poll
 from deepzero_apps.zeroth_order.oracle import BudgetExhausted, Meter
 
@@ -191,7 +191,8 @@ def test_votes_are_written_before_they_count(tmp_path: Path) -> None:
 
     classifier = TorchClassifier(Recorder(), classes=4)
     with VoteLog(tmp_path, SETTINGS, source_of(classifier)) as log:
-        polling = Polling(classifier, torch.rand(2, 1, 2, 2), SETTINGS, rows=16, log=log)
+        images, meter = torch.rand(2, 1, 2, 2), Ledger(log)
+        polling = Polling(classifier, images, SETTINGS, rows=16, meter=meter, log=log)
         assert len(list(poll(polling, [Watching(i, 16, 3) for i in range(2)]))) == 2
 
     votes = read_votes(tmp_path)
@@ -209,8 +210,8 @@ class Retrying:
 
     classes, fingerprint, name, may_lose = 2, "f1", "retrying", True
 
-    def __init__(self, meter: Meter, fault: type[Exception] | None) -> None:
-        self.meter, self.fault, self.calls = meter, fault, 0
+    def __init__(self, fault: type[Exception] | None) -> None:
+        self.meter, self.fault, self.calls = Meter(), fault, 0
 
     def __call__(self, images: Tensor) -> Tensor:
         self.calls += 1
@@ -221,9 +222,9 @@ class Retrying:
 
 
 def test_retries_are_paid_from_the_same_budget(tmp_path: Path) -> None:
-    meter = Meter(budget=100)
-    service, ballots = Retrying(meter, None), counts([(0, 0, 80)], classes=2)
+    service, ballots = Retrying(None), counts([(0, 0, 80)], classes=2)
     with VoteLog(tmp_path, SETTINGS, source_of(service)) as log:
+        meter = service.meter = Ledger(log, 100)
         polling = Polling(service, torch.rand(1, 1, 2, 2), SETTINGS, 30, meter=meter, log=log)
         assert asked(polling, ballots) == []
 
@@ -234,9 +235,9 @@ def test_retries_are_paid_from_the_same_budget(tmp_path: Path) -> None:
 
 
 def test_what_a_failing_call_cost_is_remembered(tmp_path: Path) -> None:
-    meter = Meter()
-    service = Retrying(meter, ClassifierError)
+    service = Retrying(ClassifierError)
     with VoteLog(tmp_path, SETTINGS, source_of(service)) as log:
+        meter = service.meter = Ledger(log)
         polling = Polling(service, torch.rand(1, 1, 2, 2), SETTINGS, 30, meter=meter, log=log)
         with pytest.raises(ClassifierError, match="gone"):
             asked(polling, counts([(0, 0, 80)], classes=2))

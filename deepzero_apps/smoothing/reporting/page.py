@@ -83,6 +83,7 @@ def page(
     price: float = 0.0,
     queries: int | None = None,
     radii: Sequence[float] | None = None,
+    complete: bool = True,
 ) -> str:
     """Makes the report.
 
@@ -96,6 +97,8 @@ def page(
         queries: The queries spent in all, those for checks and retries included; by default the
             votes of the certificates.
         radii: The radii of the table, at least 0; those that were decided by default, and 0.
+        complete: Whether the run is over. What it has of others is no random sample, since the
+            images that are hard to decide come last: then nothing is said of the population.
 
     Returns:
         The page, below 1 MB.
@@ -124,6 +127,7 @@ def page(
         count=len(certificates),
         kinds=kinds,
         numbers=tuple(_numbers(certificates, spent, price)),
+        complete=complete,
         lines=[_line(certificates, float(r)) for r in wanted],
         expected=f"{settings.alpha * len(certificates):.2g}",
         curve=curve(certificates),
@@ -148,6 +152,7 @@ def write_page(
     price: float = 0.0,
     queries: int | None = None,
     radii: Sequence[float] | None = None,
+    complete: bool = True,
 ) -> None:
     """Writes the report to a file; the arguments are those of `page`.
 
@@ -163,6 +168,7 @@ def write_page(
         price=price,
         queries=queries,
         radii=radii,
+        complete=complete,
     )
     Path(path).write_text(text, encoding="utf-8")
 

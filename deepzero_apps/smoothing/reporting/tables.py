@@ -129,7 +129,13 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     radii = list(rows[0]["certified_accuracy"])
     result = Table(title=title, box=SIMPLE, collapse_padding=True, pad_edge=False)
     result.add_column("method", no_wrap=True)
-    for name in (*(f"r={float(r):g}" for r in radii), "ACR", "95 %", "queries", "seconds"):
+    for name in (
+        *(f"r={float(r):g}" for r in radii),
+        "ACR",
+        "95 %",
+        "training queries",
+        "seconds",
+    ):
         result.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         if list(row["certified_accuracy"]) != radii:

@@ -81,6 +81,7 @@ class HttpClassifier(Adapter):
             )
         self.service, self.order, self._largest = service, order, largest
         self.classes = len(order)
+        self.largest_call = service.batch * service.concurrency
         self.sent = self.failures = 0
         self.meter = None
         self._silent, self._unknown = 0, set[str]()

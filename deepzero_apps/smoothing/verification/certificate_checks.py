@@ -99,7 +99,8 @@ def _bound(votes: int, n: int, settings: Settings) -> float:
 
 def _bound_of(c: Certificate) -> float:
     """The bound that the counts allow; 0 where less than that is claimed, which is sound."""
-    if c.p_lower == 0 and (c.settings.is_sequential or c.stop == "budget"):
+    sequential = c.settings.is_sequential
+    if (c.p_lower == 0 and sequential) or (c.stop == "budget" and not sequential):
         return 0.0
     return _bound(c.votes, c.votes + c.other_votes, c.settings)
 

@@ -212,3 +212,13 @@ def test_the_file_holds_the_page(tmp_path: Path) -> None:
     write_page(tmp_path / "report.html", many(3), title="✓")
 
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == page(many(3), title="✓")
+
+
+def test_a_run_that_is_not_over_says_nothing_of_a_population() -> None:
+    whole, part = page(many(30)), page(many(30), complete=False)
+
+    assert "random sample" in whole
+    assert "This run is not over" not in whole
+    assert "random sample" not in part
+    assert "This run is not over" in part
+    assert part.count(">open<") == 4

@@ -125,3 +125,19 @@ def test_a_radius_out_of_reach_is_a_fault_of_the_settings() -> None:
 
 def test_the_source_s_number_of_classes_is_that_of_the_counts() -> None:
     assert kinds(sound(0, source=replace(SOURCE, classes=4))) == ["classes"]
+
+
+def test_a_fixed_number_of_votes_that_a_budget_cut_short_certifies_nothing() -> None:
+    # 60 of 60 votes look lucky; whoever stops there has looked.
+    p_lower = clopper_pearson(60, 60, 0.001)
+    lucky = replace(
+        sound(7),
+        votes=60,
+        other_votes=0,
+        asked=sound(7).settings.n0 + 60,
+        p_lower=p_lower,
+        radius=0.6166,
+        stop="budget",
+    )
+
+    assert "lower bound" in kinds(lucky)

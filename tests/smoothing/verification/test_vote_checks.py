@@ -35,6 +35,7 @@ def test_a_certificate_agrees_with_its_own_votes() -> None:
     ("change", "kind"),
     [
         ({"votes": 96, "other_votes": 4}, "votes"),
+        ({"votes": 94, "other_votes": 6}, "votes"),
         ({"selection_counts": (2, 8, 0)}, "selection votes"),
         ({"asked": 109}, "votes asked"),
         ({"lost": 1}, "lost votes"),

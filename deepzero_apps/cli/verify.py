@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import tyro
 from pydantic import Field, model_validator
@@ -21,6 +21,7 @@ from rich.table import Table
 from deepzero_apps.cli.driving import write_json
 from deepzero_apps.cli.settings import CommonSettings, Misuse
 from deepzero_apps.runs import RunFolder
+from deepzero_apps.smoothing.bounds import Settings
 from deepzero_apps.smoothing.verification.field_logs import Claim, LogError
 from deepzero_apps.smoothing.verification.findings import Finding, Report
 from deepzero_apps.smoothing.verification.journal_verification import Plan, Scene
@@ -104,11 +105,24 @@ def _plan(path: Path) -> Plan | None:
     config, result = run_folder.config, run_folder.result() or {}
     votes = Path(str(config["run"])) if config.get("command") == "recertify" else None
     shard, wanted = str(config.get("shard", "")), result.get("wanted")
+    settings = _planned_settings(config)
     if not isinstance(wanted, int) or not _SHARD.fullmatch(shard):
-        return Plan(votes=votes)
+        return Plan(votes=votes, settings=settings)
     first, step = map(int, shard.split("/"))
     indices = range(first - 1, first - 1 + step * wanted, step)
-    return Plan(indices=indices, finished=result.get("images") == wanted, votes=votes)
+    return Plan(
+        indices=indices, finished=result.get("images") == wanted, votes=votes, settings=settings
+    )
+
+
+def _planned_settings(config: dict[str, Any]) -> Settings | None:
+    """The settings of certificates that a run of certify names; None where it names none."""
+    from deepzero_apps.cli.certify import Votes
+
+    try:
+        return Votes(**config["votes"]).settings(config["sigma"], config["seed"])
+    except (KeyError, TypeError, ValueError, Misuse):
+        return None
 
 
 def _folder(path: Path) -> Path | None:

@@ -92,7 +92,13 @@ class NoisyCopies:
         return (rows,) if rows.device.type == "cpu" and len(rows) else rows.split(BLOCK)
 
     def _form(self, block: Tensor) -> Tensor:
-        block.normal_(generator=self._generator).mul_(self._sigma).add_(self._image)
+        block.normal_(generator=self._generator)
+        if block.device.type == "cpu":  # by numpy: torch would share so small a job among threads
+            values, image = block.numpy(), self._image.numpy()
+            np.multiply(values, np.float32(self._sigma), out=values)
+            np.add(values, image, out=values)
+        else:
+            block.mul_(self._sigma).add_(self._image)
         return block.mul_(_LEVELS).round_().div_(_LEVELS) if self._noise == "grid" else block
 
 

@@ -33,6 +33,9 @@ from deepzero_apps.smoothing.noise import NoisyCopies
 from deepzero_apps.smoothing.vote_log import Entry, VoteLog
 from deepzero_apps.zeroth_order.oracle import BudgetExhausted, Meter
 
+_WORTH_THREADS = 2**20
+"""Random numbers in a call from which on several threads make them."""
+
 
 class Ballot(Protocol):
     """One image's wish for votes."""
@@ -145,7 +148,8 @@ def poll(polling: Polling, ballots: Iterable[Ballot]) -> Iterator[Ballot]:
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
         while True:
             yield from _admit(active, waiting, polling)
-            pieces = _pieces(active, int(min(polling.rows, polling.meter.remaining)))
+            rows = int(min(polling.rows, polling.meter.remaining))
+            pieces = _pieces(active, rows, _share(polling))
             total = sum(piece.rows for piece in pieces)
             if total == 0:
                 return
@@ -186,7 +190,7 @@ def _rise(active: deque[_Seat], pieces: Sequence[_Piece], *, together: bool) -> 
 
 def _admit(active: deque[_Seat], waiting: Iterator[Ballot], polling: Polling) -> Iterator[Ballot]:
     """Seats ballots until they fill a call; passes on those that are over already."""
-    most = _share(polling.rows)
+    most = _share(polling)
     wanted = sum(min(most, seat.ballot.wanted) for seat in active)
     while polling.together or wanted < polling.rows:
         ballot = next(waiting, None)
@@ -199,10 +203,9 @@ def _admit(active: deque[_Seat], waiting: Iterator[Ballot], polling: Polling) ->
         wanted += min(most, ballot.wanted)
 
 
-def _pieces(active: Iterable[_Seat], rows: int) -> list[_Piece]:
+def _pieces(active: Iterable[_Seat], rows: int, most: int) -> list[_Piece]:
     """Shares the rows of a call among the ballots, first come first served."""
     pieces: list[_Piece] = []
-    most = _share(rows)
     for seat in active:
         if rows == 0:
             break
@@ -212,9 +215,15 @@ def _pieces(active: Iterable[_Seat], rows: int) -> list[_Piece]:
     return pieces
 
 
-def _share(rows: int) -> int:
+def _share(polling: Polling) -> int:
     """The most rows of a call that one ballot takes: each thread forms copies of another one."""
-    return -(-rows // torch.get_num_threads())
+    return -(-polling.rows // _threads(polling))
+
+
+def _threads(polling: Polling) -> int:
+    """How many threads form copies: one, where a call has few numbers."""
+    numbers = polling.rows * polling.images[0].numel()
+    return torch.get_num_threads() if numbers >= _WORTH_THREADS else 1
 
 
 def _fill(
@@ -225,7 +234,7 @@ def _fill(
 
     parts = rows.split([piece.rows for piece in pieces])
     seats = [piece.seat for piece in pieces]
-    if len(pieces) == 1 or torch.get_num_threads() == 1:
+    if len(pieces) == 1 or _threads(polling) == 1:
         for part, seat in zip(parts, seats, strict=True):
             write(part, seat)
     else:

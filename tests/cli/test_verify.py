@@ -52,6 +52,21 @@ def test_findings_exit_with_1_and_are_lines(
     assert document["findings"][0]["kind"] == "votes"
 
 
+def test_settings_that_the_run_does_not_name_are_found(
+    centroids: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["certify", *VOTES, "--classifier", centroids, "--out", "run"]) == 0
+    assert main(["verify", "run"]) == 0
+    config = json.loads(Path("run/config.json").read_text())
+    config["votes"]["alpha"] = 0.4
+    Path("run/config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+
+    assert main(["verify", "run"]) == 1
+
+    assert "settings: alpha 0.001, expected 0.4" in capsys.readouterr().out
+
+
 def test_a_plain_log_needs_the_statements_of_its_authors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,11 +49,13 @@ class Plan:
             may be there too. None if it does not say.
         finished: Whether all of them were, so that none may be missing.
         votes: The folder of the votes that they were made from, if it is another one.
+        settings: The settings that they were to have, if it says.
     """
 
     indices: range | None = None
     finished: bool = True
     votes: Path | None = None
+    settings: Settings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,7 @@ def verify_journal(
     votes = _log_of(plan.votes or folder, findings, notes)
     findings += _single(placed, file.name, None if votes is None else votes.settings)
     findings += _together(placed, file.name)
+    findings += _as_planned(certificates, plan, file.name)
     (findings if plan.finished else notes).extend(_missing(certificates, plan, file.name))
     notes += _remarks(certificates)
     checked = ["bound, class, radius, rounding and flag of each certificate, from its counts"]
@@ -186,6 +189,23 @@ def _together(placed: Sequence[_Placed], file: str) -> Iterator[Finding]:
     found += check_settings(settings)
     yield from (replace(finding, file=file) for finding in found)
     yield from _mixed(placed, file)
+
+
+def _as_planned(certificates: Sequence[Certificate], plan: Plan, file: str) -> Iterator[Finding]:
+    """Settings of certificates that are not those of the run's config.json."""
+    if plan.settings is None:
+        return
+    wanted = asdict(plan.settings)
+    found = {
+        (name, value)
+        for settings in {c.settings for c in certificates}
+        for name, value in asdict(settings).items()
+        if value != wanted[name]
+    }
+    for name, value in sorted(found, key=repr):
+        yield Finding(
+            kind="settings", found=f"{name} {value!r}", expected=repr(wanted[name]), file=file
+        )
 
 
 def _missing(certificates: Sequence[Certificate], plan: Plan, file: str) -> Iterator[Finding]:

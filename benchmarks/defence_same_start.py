@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from joblib import Parallel, delayed
 
-from deepzero_apps.cli.certify import RADII
 from deepzero_apps.cli.compare_defence import CompareDefenceSettings
 from deepzero_apps.cli.defences import TUNED, build
 from deepzero_apps.cli.defend import denoiser
 from deepzero_apps.cli.scenes import scene
+from deepzero_apps.cli.votes import RADII
 from deepzero_apps.runs import RunFolder
 from deepzero_apps.smoothing.blackbox import Defended
 from deepzero_apps.smoothing.certify import certify

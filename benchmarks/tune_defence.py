@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from joblib import Parallel, delayed
 
-from deepzero_apps.cli.certify import CertifySettings, Votes, certify_into, defended
+from deepzero_apps.cli.certify import CertifySettings, certify_into, defended
 from deepzero_apps.cli.defend import DefendSettings, defend
 from deepzero_apps.cli.scenes import scene
+from deepzero_apps.cli.votes import Votes
 from deepzero_apps.smoothing.certify import average_certified_radius
 
 GRID: list[dict[str, Any]] = [

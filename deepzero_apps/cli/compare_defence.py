@@ -20,21 +20,14 @@ from rich.console import Console
 from safetensors.torch import save
 from torch import nn
 
-from deepzero_apps.cli.certify import (
-    RADII,
-    CertifySettings,
-    Votes,
-    certify_into,
-    defended,
-    show,
-    title_of,
-)
+from deepzero_apps.cli.certify import CertifySettings, certify_into, defended, show, title_of
 from deepzero_apps.cli.defences import METHODS, MethodName
 from deepzero_apps.cli.defend import DefendSettings, defend, planned_steps
 from deepzero_apps.cli.driving import folder_for, write_json
 from deepzero_apps.cli.progress import lines, watched
 from deepzero_apps.cli.scenes import DefenceSettings, Scene, as_answered, scene
 from deepzero_apps.cli.settings import Misuse
+from deepzero_apps.cli.votes import RADII, Votes
 from deepzero_apps.runs import RunFolder
 from deepzero_apps.runs.files import replace
 from deepzero_apps.smoothing.blackbox import Defended

@@ -17,11 +17,11 @@ from pydantic import Field
 from rich.console import Console
 
 from deepzero_apps.cli import compare_correction, compare_defence
-from deepzero_apps.cli.certify import Votes
 from deepzero_apps.cli.compare_correction import CompareCorrectionSettings
 from deepzero_apps.cli.compare_defence import CompareDefenceSettings
 from deepzero_apps.cli.driving import folder_for, write_json
 from deepzero_apps.cli.settings import CommonSettings, Misuse
+from deepzero_apps.cli.votes import Votes
 from deepzero_apps.runs import RunFolder
 
 Part = Literal["defence", "correction"]

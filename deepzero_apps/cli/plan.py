@@ -11,10 +11,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from deepzero_apps.cli.certify import RADII, Votes
 from deepzero_apps.cli.driving import write_json
 from deepzero_apps.cli.scenes import Anywhere
 from deepzero_apps.cli.settings import CommonSettings, Misuse
+from deepzero_apps.cli.votes import RADII, Votes
 from deepzero_apps.smoothing.bounds import Settings
 from deepzero_apps.smoothing.certificates import Certificate
 from deepzero_apps.smoothing.journal import read

@@ -9,10 +9,11 @@ from typing import Any
 from pydantic import Field
 from rich.console import Console
 
-from deepzero_apps.cli.certify import RADII, show
+from deepzero_apps.cli.certify import show
 from deepzero_apps.cli.driving import folder_for, write_json
 from deepzero_apps.cli.scenes import Anywhere
 from deepzero_apps.cli.settings import CommonSettings, Misuse
+from deepzero_apps.cli.votes import RADII
 from deepzero_apps.runs import RunFolder
 from deepzero_apps.smoothing.bounds import Procedure, Settings
 from deepzero_apps.smoothing.certificates import Certificate

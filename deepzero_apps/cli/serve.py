@@ -11,10 +11,11 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from rich.console import Console
 
-from deepzero_apps.cli.certify import CertifySettings, Votes, subject_of
+from deepzero_apps.cli.certify import CertifySettings, subject_of
 from deepzero_apps.cli.driving import write_json
 from deepzero_apps.cli.scenes import Anywhere, DefenceSettings
 from deepzero_apps.cli.settings import Misuse
+from deepzero_apps.cli.votes import Votes
 from deepzero_apps.smoothing.serving import Limits, Subject
 from deepzero_apps.smoothing.serving.worker import Worker
 

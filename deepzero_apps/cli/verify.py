@@ -117,7 +117,7 @@ def _plan(path: Path) -> Plan | None:
 
 def _planned_settings(config: dict[str, Any]) -> Settings | None:
     """The settings of certificates that a run of certify names; None where it names none."""
-    from deepzero_apps.cli.certify import Votes
+    from deepzero_apps.cli.votes import Votes
 
     try:
         return Votes(**config["votes"]).settings(config["sigma"], config["seed"])

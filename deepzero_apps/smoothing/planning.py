@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepzero_apps.smoothing.bounds import Settings, radius, round_down
-from deepzero_apps.smoothing.rules import Adaptive, Anytime, Decide, Fixed, rule_of
+from deepzero_apps.smoothing.rules import rule_of
 from deepzero_apps.smoothing.simulation import simulate
 
 USUAL = (0.38, 0.55, 0.64, 0.71, 0.77, 0.82, 0.86, 0.89, 0.92, 0.95)
@@ -65,7 +65,6 @@ def forecast(
     if runs < 1:
         raise ValueError(f"runs must be at least 1, got {runs}")
     rule = rule_of(settings)
-    assert isinstance(rule, Fixed | Adaptive | Decide | Anytime)
     found = simulate(rule, np.repeat(p, runs)[:, None], generator=generator)
     reached = np.array(
         [

@@ -1,9 +1,7 @@
 r"""Certificates as a table and as pictures.
 
-Certified accuracy against radius is drawn as the exact step function of the certificates.
-Its band is the percentile bootstrap over images, pointwise; as resampling :math:`m` zeros and
-ones of mean :math:`A` gives a count that is binomial with :math:`(m, A)`, the ends are that
-distribution's quantiles, and nothing is resampled.
+Certified accuracy against radius is drawn as the exact step function of the certificates, with
+the band of ``page_figures``.
 """
 
 __all__ = ["Row", "plot_certified_accuracy", "plot_images", "statement", "summarize", "table"]
@@ -18,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.table import Table
-from scipy.stats import binom
 from torch import Tensor
 
 from deepzero_apps.smoothing.certificates import (
@@ -29,11 +26,11 @@ from deepzero_apps.smoothing.certificates import (
     correct_radii,
     population_bound,
 )
+from deepzero_apps.smoothing.reporting.page_figures import accuracy_band
 
 # Okabe and Ito's colors, told apart by color-blind readers; styles tell them apart in gray.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _STYLES = ("-", "--", "-.", ":")
-_BAND = (0.025, 0.975)
 
 
 class Row(TypedDict):
@@ -223,9 +220,8 @@ def _curve(
     """The steps: accuracy and band that hold up to and with each radius, then the drop."""
     reached = correct_radii(certificates)
     radii = np.unique(np.append(reached[reached > 0], 0.0))
-    shares = np.array(certified_accuracy(certificates, radii.tolist()))
-    low, high = (binom.ppf(q, reached.size, shares) / reached.size for q in _BAND)
-    shares, low, high = (np.append(values, 0.0) for values in (shares, low, high))
+    bands = np.array([accuracy_band(certificates, r) for r in radii.tolist()])
+    shares, low, high = (np.append(values, 0.0) for values in bands.T)
     return np.append(radii, radii[-1]), shares, low, high
 
 

@@ -2,6 +2,7 @@
 
 __all__ = ["PlanSettings", "run"]
 
+from dataclasses import replace
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -28,7 +29,7 @@ class PlanSettings(CommonSettings):
     """Says what a certification will cost and which radii it can reach, without asking anything.
 
     Queries depend on how sure the classifier is under noise: --pilot RUN takes that from a small
-    certification (30 images by --procedure anytime will do); without it, ten typical images stand in.
+    certification (30 images by --procedure anytime will do); without it, twenty typical images stand in.
     """
 
     sigma: float = Field(0.5, gt=0, le=10)
@@ -52,12 +53,14 @@ class PlanSettings(CommonSettings):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         self.votes.settings(self.sigma, self.seed)
+        if self.votes.images == 0:
+            raise ValueError("--images must be at least 1 for a plan, got 0")
         return self
 
 
 def run(settings: PlanSettings) -> int:
     """Forecasts and prints."""
-    bounds = settings.votes.settings(settings.sigma, settings.seed)
+    bounds = _shared(settings, settings.votes.settings(settings.sigma, settings.seed))
     radii = bounds.radii or RADII[1:]
     generator = np.random.default_rng(settings.seed)
     examples = forecast(bounds, np.array(_EXAMPLES), radii=radii, generator=generator)
@@ -67,12 +70,31 @@ def run(settings: PlanSettings) -> int:
     console = Console(soft_wrap=True, highlight=False)
     console.print(_head(bounds), markup=False)
     console.print(_table(examples, radii))
-    source = f"the {len(p)} images of {settings.pilot}" if settings.pilot else "ten typical images"
+    source = (
+        f"the {len(p)} images of {settings.pilot}"
+        if settings.pilot
+        else f"{len(p)} typical images"
+    )
     console.print(f"With the probabilities of {source}:", markup=False)
     for name, value in _lines(totals):
         console.print(f"  {name:28}{value}", markup=False)
     write_json(settings.json_file, {"settings": settings.record(), "forecast": totals})
     return 0
+
+
+def _shared(settings: PlanSettings, bounds: Settings) -> Settings:
+    """What a budget leaves to each image, where it goes on until the budget ends.
+
+    Raises:
+        Misuse: If that is too little to certify anything.
+    """
+    if bounds.procedure != "anytime" or settings.budget is None:
+        return bounds
+    each = settings.budget // settings.votes.images - bounds.n0
+    try:
+        return replace(bounds, n=min(bounds.n, max(1, each)))
+    except ValueError as error:
+        raise Misuse(f"--budget, --images: {error}") from error
 
 
 def _probabilities(settings: PlanSettings) -> np.ndarray:

@@ -15,8 +15,12 @@ from deepzero_apps.smoothing.bounds import Settings, radius, round_down
 from deepzero_apps.smoothing.rules import rule_of
 from deepzero_apps.smoothing.simulation import simulate
 
-USUAL = (0.38, 0.55, 0.64, 0.71, 0.77, 0.82, 0.86, 0.89, 0.92, 0.95)
-"""Probabilities of ten typical images, for whoever has measured none."""
+USUAL = (
+    0.401, 0.465, 0.525, 0.569, 0.603, 0.647, 0.682, 0.710, 0.737, 0.761,
+    0.781, 0.801, 0.821, 0.844, 0.856, 0.872, 0.891, 0.906, 0.920, 0.945,
+)  # fmt: skip
+"""Probabilities of twenty typical images, for whoever has measured none: quantiles over 500 test
+images of digits, an SVC behind an ``mse`` denoiser at sigma .5, 10,000 votes each."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,18 @@ def test_a_pilot_s_forecast_is_what_a_run_takes(centroids: str, asked: Callable[
     assert asked() - before == pytest.approx(found["queries"], rel=0.5)
 
 
+def test_a_budget_is_shared_among_the_images_of_anytime() -> None:
+    found = planned("--procedure", "anytime", "--budget", "50000", "--images", "50")
+
+    assert found["queries"] <= 50_000  # type: ignore[operator]
+    assert found["queries_an_image"] == pytest.approx(1_000, rel=0.2)  # some are given up
+
+
 def test_misuse_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--images", "0"]) == 2
+    assert "--images must be at least 1" in capsys.readouterr().err
+    assert main(["plan", "--procedure", "anytime", "--budget", "100", "--images", "50"]) == 2
+    assert "--budget, --images: n must be at least" in capsys.readouterr().err
     assert main(["plan", "--radii", "5"]) == 2
     assert "radii must be at most" in capsys.readouterr().err
     assert main(["plan", "--pilot", "absent"]) == 1

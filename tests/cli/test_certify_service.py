@@ -1,0 +1,45 @@
+"""``deepzero-apps certify`` of a service that fails, by processes that are killed: the bill."""
+
+import json
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from deepzero_apps.cli import main
+from deepzero_apps.smoothing.vote_log import read_votes
+from tests.cli import processes
+from tests.smoothing.services.launch import launched
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_module")  # moves to a folder of its own
+def test_the_log_knows_every_image_that_the_service_was_sent() -> None:
+    lots = random.Random(0)
+    fields = {"batch": 8, "concurrency": 2, "retries": 4, "backoff": 0.01}
+    flags = ["--classifier", "service.yaml", "--sigma", "0.25", "--images", "6", "--n0", "20"]
+    flags += ["--n", "300", "--out", "run"]
+    with launched() as service:
+        described = {"url": f"{service.url}/scores", "classes": list(range(10)), **fields}
+        Path("service.yaml").write_text(json.dumps(described))
+        service.script(*lots.choices(["well", "500", "503", "garbage"], [4, 1, 1, 1], k=5_000))
+        for lines in (40, 90):
+            resume = ["--resume"] if Path("run").exists() else []
+            code, _ = processes.stopped(
+                Path("run/votes.jsonl"),
+                "certify",
+                *flags,
+                *resume,
+                lines=lines,
+                by=signal.SIGKILL,
+            )
+            assert code == -signal.SIGKILL
+        assert main(["certify", *flags, "--resume", "--budget", "20000"]) == 0
+        sent = sum(service.sizes())
+
+    votes = read_votes("run")
+    # a process may die between its note and the request: of two calls at a time, twice
+    assert 0 <= votes.spent - sent <= 2 * 2 * 8
+    assert sum(entry.rows for entry in votes.entries) == 6 * 320
+    assert main(["verify", "run"]) == 0

@@ -21,13 +21,19 @@ from functools import lru_cache
 
 import numpy as np
 
-from deepzero_apps.smoothing.bounds import Settings, radius, round_down
+from deepzero_apps.smoothing.bounds import Procedure, Settings, radius, round_down
 from deepzero_apps.smoothing.certificates import ABSTAIN, Certificate
 from deepzero_apps.smoothing.procedures import largest_radius, probability_bound
-from deepzero_apps.smoothing.rules import Rule, rule_of
+from deepzero_apps.smoothing.rules import Rule, Stop, rule_of
 from deepzero_apps.smoothing.verification.findings import Finding
 
 _STEP = 1e-4
+_STOPS: dict[Procedure, tuple[Stop, ...]] = {
+    "fixed": ("complete", "budget"),
+    "adaptive": ("complete", "budget", "futile"),
+    "decide": ("decided", "futile", "limit", "budget"),
+    "anytime": ("futile", "limit", "budget"),
+}
 # Other versions of the special functions differ in their last digits.
 _SAME = {"rel_tol": 1e-9, "abs_tol": 1e-12}
 
@@ -43,6 +49,9 @@ def check(certificate: Certificate, drawn: Settings | None = None) -> Iterator[F
         A finding for each thing that does not follow; without file and line.
     """
     c = certificate
+    if c.stop not in _STOPS[c.settings.procedure]:
+        allowed = ", ".join(_STOPS[c.settings.procedure])
+        yield _finding(c, "stop", f"{c.stop} by procedure {c.settings.procedure}", allowed)
     yield from _selection(c)
     faults = [*_counts(c, drawn or c.settings), *_asked(c)]
     yield from faults

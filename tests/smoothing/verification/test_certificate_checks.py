@@ -141,3 +141,9 @@ def test_a_fixed_number_of_votes_that_a_budget_cut_short_certifies_nothing() -> 
     )
 
     assert "lower bound" in kinds(lucky)
+
+
+@pytest.mark.parametrize("stop", ["limit", "decided", "futile"])
+def test_a_procedure_ends_as_it_can(stop: Any) -> None:  # noqa: ANN401
+    assert kinds(replace(sound(7), stop=stop)) == ["stop"]
+    assert "stop" in kinds(replace(sound(7, settings=DECIDE, stop="limit"), stop="complete"))

@@ -1,6 +1,7 @@
 """What the tests of the command line share: a cheap black box that counts, and a trained network."""
 
 import importlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,6 +103,8 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
 
     def write(text: str) -> str:
         (tmp_path / f"{name}.py").write_text(text)
+        # byte code is known by second and size alone, which two texts of a test may share
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
         sys.modules.pop(name, None)
         importlib.invalidate_caches()
         return name

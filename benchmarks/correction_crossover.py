@@ -25,8 +25,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from deepzero_apps.cli.correct import CorrectSettings, correct, deployed
+from deepzero_apps.cli.correct import correct
 from deepzero_apps.cli.corrected import problem_of, scene
+from deepzero_apps.cli.correction_plan import CorrectSettings, deployed
 from deepzero_apps.cli.corrections import TUNED, MethodName
 from deepzero_apps.cli.evaluated import course, judged
 from deepzero_apps.correction.report import plot_crossover

@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from deepzero_apps.cli.correct import CorrectSettings, plan
 from deepzero_apps.cli.corrected import Scene, Units, problem_of, scene
+from deepzero_apps.cli.correction_plan import CorrectSettings, plan
 from deepzero_apps.correction.methods import Method
 from deepzero_apps.correction.training import Recipe, correction_training, pieces
 from deepzero_apps.correction.unrolled import Loop, Objective, Windows, loss_weights

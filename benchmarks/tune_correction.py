@@ -22,8 +22,9 @@ import joblib
 from rich.console import Console
 from rich.table import Table
 
-from deepzero_apps.cli.correct import CorrectSettings, correct
+from deepzero_apps.cli.correct import correct
 from deepzero_apps.cli.corrected import problem_of, scene
+from deepzero_apps.cli.correction_plan import CorrectSettings
 from deepzero_apps.correction.simulator import SimulatorFailure
 
 GRID: dict[str, tuple[tuple[str, int | None, tuple[float, ...]], ...]] = {

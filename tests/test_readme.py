@@ -32,6 +32,9 @@ MODULES = (
     "correct",
     "rollout",
     "compare_correction",
+    "runs_list",
+    "runs_show",
+    "runs_compare",
 )
 
 
@@ -66,7 +69,7 @@ def test_readme_commands_are_understood(tmp_path: Path, monkeypatch: pytest.Monk
     def note(settings: CommonSettings) -> int:
         understood.append(type(settings).__name__)
         out: Path | None = getattr(settings, "out", None)
-        if out is not None:
+        if out is not None and not out.suffix:
             out.mkdir(parents=True, exist_ok=True)
             (out / "config.json").write_text(json.dumps(settings.record()), encoding="utf-8")
         return 0
@@ -98,7 +101,7 @@ def test_readme_simulator_is_corrected_tenfold(
         line
         for block in blocks("console")
         for line in block.splitlines()
-        if "--problem transport:problem" in line
+        if line.startswith("deepzero-apps correct --problem transport")
     ]
 
     try:

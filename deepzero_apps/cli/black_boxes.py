@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deepzero_apps.cli.imported import importing, named
+from deepzero_apps.cli.imported import SERVICES, importing, named
 from deepzero_apps.cli.settings import Misuse
 from deepzero_apps.smoothing.adapters import Adapter, Wrapper
 from deepzero_apps.smoothing.answers import NO_VOTE
@@ -38,7 +38,7 @@ from deepzero_apps.zeroth_order.training import Observation, Training, minibatch
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
 
-_SERVICES, _EXPORTED = (".yaml", ".yml", ".json"), (".pt2", ".pt", ".ts")
+_EXPORTED = (".pt2", ".pt", ".ts")
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -93,7 +93,7 @@ def black_box(
         ValueError: If ``bits`` is out of range, or a file is no such model.
     """
     kind = Path(name).suffix.lower()
-    if ":" in name or kind in (*_SERVICES, *_EXPORTED, ".onnx"):
+    if ":" in name or kind in (*SERVICES, *_EXPORTED, ".onnx"):
         found = _own(name, splits.train.classes, device=device)
         box = _quantized(found, bits)
         return _probed(box, splits.train.pixels(slice(0, 1)).to(device))
@@ -171,7 +171,7 @@ def _trained(network: nn.Module, train: Images, seed: int, *, epochs: int = 30) 
 def _own(name: str, classes: Sequence[str], *, device: str) -> BlackBox:
     kind = Path(name).suffix.lower()
     try:
-        if kind in _SERVICES:
+        if kind in SERVICES:
             return BlackBox(_service(name, classes), None)
         if kind in (*_EXPORTED, ".onnx"):
             return BlackBox(_file(name, len(classes), device), None)

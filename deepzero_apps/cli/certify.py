@@ -4,6 +4,8 @@ The folder then holds the votes (``votes.jsonl``, written before they count), th
 (``certificates.jsonl``, and ``certificates.tsv`` in the field's columns), ``certified_accuracy.png``,
 ``report.html`` and ``result.json``. An interrupted run is continued with ``--resume`` and asks
 nothing twice that was answered; one that a budget ended is continued with a larger ``--budget``.
+With ``--workers`` other processes form noisy copies, ask and count; the folder, its budget and its
+log stay with this one, so that a run may be continued with another number of them, or none.
 """
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "title_of",
 ]
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -26,11 +29,13 @@ from rich.console import Console
 from torch import nn
 
 from deepzero_apps.cli.defend import DefendSettings, deployed
-from deepzero_apps.cli.driving import folder_for, write_json
+from deepzero_apps.cli.driving import folder_for, opened, write_json
+from deepzero_apps.cli.imported import refuse_unnamed
 from deepzero_apps.cli.progress import tracked
 from deepzero_apps.cli.report import title_of_page
-from deepzero_apps.cli.scenes import Anywhere, DefenceSettings, Scene, scene
-from deepzero_apps.cli.settings import CommonSettings, Misuse
+from deepzero_apps.cli.scenes import Anywhere, DefenceSettings, Scene, held, scene
+from deepzero_apps.cli.settings import DrivenSettings, Misuse
+from deepzero_apps.cli.spreading import WorkersFlags
 from deepzero_apps.cli.votes import RADII, Votes
 from deepzero_apps.cli.watching import Watch
 from deepzero_apps.runs import RunFolder
@@ -50,8 +55,10 @@ from deepzero_apps.smoothing.vote_log import NAME as VOTES
 from deepzero_apps.smoothing.vote_log import Ledger, VoteLog, read_votes
 from deepzero_apps.zeroth_order.oracle import Meter
 
+_LOGGER = logging.getLogger(__name__)
 
-class CertifySettings(DefenceSettings):
+
+class CertifySettings(DefenceSettings, WorkersFlags):
     """Certifies a classifier, defended or not, by randomized smoothing (Cohen et al. 2019).
 
     With --run FOLDER, data, classifier, denoiser and sigma are those of that ``defend`` run; without,
@@ -59,7 +66,8 @@ class CertifySettings(DefenceSettings):
     """
 
     run: Anywhere | None = None
-    """The folder of a finished defend run; flags that contradict its settings are refused."""
+    """The folder of a finished defend run; flags that contradict its settings are refused. One whose
+    classifier is a module:object or a service needs --classifier again."""
 
     out: Path | None = None
     """Where certificates go; RUN/certificates or runs/certify-TIME by default."""
@@ -193,10 +201,11 @@ def defended(settings: DefendSettings, folder: Path, view: Scene) -> Defended:
     if result is None:
         raise Misuse(f"--run must name a finished run, got {folder}; finish it with --resume")
     here = view.box.classifier.fingerprint
-    if result["classifier"] != here:
+    known = str(result.get("classifier"))
+    if known != here:
         raise Misuse(
             f"--run must meet the classifier that it was trained with, fingerprint "
-            f"{result['classifier'][:12]}, got {here[:12]}"
+            f"{known[:12]}, got {here[:12]}"
         )
     return Defended(deployed(settings, folder, view), view.box.classifier)
 
@@ -224,7 +233,8 @@ def certify_into(
         raise Misuse(f"--shard must hold an image, got {settings.shard} of {len(images)} images")
     source = source_of(classifier, images.labels.device)
     with (
-        RunFolder.create(folder, settings.record(), resume=settings.resume) as run_folder,
+        held(settings, classifier) as asked,
+        opened("certify", folder, settings, resume=settings.resume) as run_folder,
         Journal(folder, bounds, classifier=source.classifier) as journal,
         VoteLog(folder, bounds, source) as log,
     ):
@@ -238,7 +248,7 @@ def certify_into(
             log.append([], spent=meter.spent - log.votes.spent)
             watch.begin(meter, log)
             fresh = certify(
-                classifier,
+                asked,
                 images.pixels(),
                 images.labels,
                 bounds,
@@ -249,6 +259,7 @@ def certify_into(
                 log=log,
             )
             done = len(chosen) - len(todo)
+            _LOGGER.info("%s has certificates of %d of %d images", folder, done, len(chosen))
             noted = partial(_note, meter)
             with watch.holding_back(meter):
                 for found in tracked(fresh, title, total=len(chosen), done=done, note=noted):
@@ -288,7 +299,9 @@ def subject_of(
     except ValidationError as error:
         raise Misuse(f"--run must name a folder of defend, got {settings.run}") from error
     resolved = _as_trained(settings, trained)
-    view = scene(trained)
+    refuse_unnamed("--classifier", trained.classifier, settings.classifier, settings.run)
+    # a run, perhaps a stranger's, neither imports, nor sends, nor downloads by itself
+    view = scene(trained.model_copy(update={"download": settings.download}))
     classifier = defended(trained, settings.run, view)
     return trained.method, classifier, view, resolved, RunFolder(settings.run).result() or {}
 
@@ -296,7 +309,7 @@ def subject_of(
 def _as_trained(settings: CertifySettings, trained: DefendSettings) -> CertifySettings:
     """Takes what describes data, classifier and noise from the run; refuses other wishes."""
     update = {}
-    for name in DefenceSettings.model_fields.keys() - CommonSettings.model_fields.keys():
+    for name in DefenceSettings.model_fields.keys() - DrivenSettings.model_fields.keys():
         default = DefenceSettings.model_fields[name].default
         asked, found = getattr(settings, name), getattr(trained, name)
         if asked not in (default, found):

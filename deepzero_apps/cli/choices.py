@@ -2,6 +2,7 @@
 
 __all__ = ["Dataset", "Network", "network_for", "splits_for"]
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deepzero_apps.vision import Splits
+
+_LOGGER = logging.getLogger(__name__)
 
 Dataset = Literal["digits", "cifar10", "stl10", "folder", "npz"]
 
@@ -41,10 +44,13 @@ def splits_for(dataset: Dataset, *, root: Path | None, download: bool, seed: int
     from deepzero_apps.vision import load
 
     try:
-        return load(dataset, root=root, download=download, seed=seed)
+        found = load(dataset, root=root, download=download, seed=seed)
     except (OSError, ValueError, TypeError) as error:
         flag = "--root" if str(error).startswith("root") else f"--dataset {dataset}, --root"
         raise Misuse(f"{flag}: {error}") from error
+    sizes = (len(found.train), len(found.validation), len(found.test))
+    _LOGGER.info("%s has %d training, %d validation and %d test images", found.name, *sizes)
+    return found
 
 
 def network_for(

@@ -1,7 +1,7 @@
 """``deepzero-apps compare correction``: all methods of the correction table at equal budgets.
 
 Every method and seed is a ``correct`` run of its own, in the subfolder METHOD/SEED; two run at a
-time. All share the trajectories, and are scored on the test simulations, whose parameters no
+time, or as many as --workers or --cluster say. All share the trajectories, and are scored on the test simulations, whose parameters no
 training and no tuning has seen. A training that fails (the simulator blows up) counts as a simulation
 that has blown up from the start.
 """
@@ -21,22 +21,16 @@ import torch
 from pydantic import Field, model_validator
 from rich.console import Console
 
-from deepzero_apps.cli.correct import (
-    CorrectSettings,
-    correct,
-    deployed,
-    noise_note,
-    plan,
-    refuse_early,
-)
+from deepzero_apps.cli.correct import correct, noise_note
 from deepzero_apps.cli.corrected import (
     CorrectionSettings,
     Scene,
     problem_of,
     scene,
 )
+from deepzero_apps.cli.correction_plan import CorrectSettings, deployed, plan, refuse_early
 from deepzero_apps.cli.corrections import METHODS, MethodName
-from deepzero_apps.cli.driving import folder_for, write_json
+from deepzero_apps.cli.driving import folder_for, opened, write_json
 from deepzero_apps.cli.evaluated import (
     Course,
     animate,
@@ -50,6 +44,7 @@ from deepzero_apps.cli.evaluated import (
 )
 from deepzero_apps.cli.progress import lines, watched
 from deepzero_apps.cli.settings import Misuse
+from deepzero_apps.cli.spreading import batch_of_runs
 from deepzero_apps.correction.evaluation import Scores
 from deepzero_apps.correction.metrics import penalized
 from deepzero_apps.correction.problem import Problem
@@ -87,18 +82,19 @@ class CompareCorrectionSettings(CorrectionSettings):
     updates: int | None = Field(None, ge=1)
     """The most training steps of each training; the methods' tuned numbers by default."""
 
-    jobs: int = Field(2, ge=1)
-    """Trainings at a time, each in a process of its own."""
+    workers: int | None = Field(None, ge=1, le=100_000)
+    """Trainings at a time, each in a process of its own; 2 by default, with --cluster all that it has
+    room for."""
+
+    cluster: str | None = None
+    """Train on a running Ray cluster whose machines share the run's folder: auto, HOST:PORT or
+    ray://HOST:PORT."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise ValueError(f"--methods must name each method once, got {self.methods}")
         return self
-
-    def record(self) -> dict[str, Any]:
-        """Returns the fields that define the result: the number of jobs does not."""
-        return {k: v for k, v in super().record().items() if k != "jobs"}
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ def run(settings: CompareCorrectionSettings) -> int:
     on = _course(settings, view)
     updates = {m: _updates(settings, view, m) for m in _trained(methods)}
     shared = settings.model_copy(update={"data": view.folder})
-    with RunFolder.create(folder, settings.record(), resume=settings.resume) as run_folder:
+    with opened("compare correction", folder, settings, resume=settings.resume) as run_folder:
         cells = _cells(shared, folder, updates)
         coarse, scores = judged(problem.coarse, on)
         if "src" in methods:
@@ -213,13 +209,15 @@ def _cells(
     seeds = [settings.seed + k for k in range(settings.seeds)]
     # The long ones first, so that no core waits at the end; fo's steps are slow ones.
     methods = sorted(updates, key=lambda m: (m == "fo", m in _ZEROTH_ORDER), reverse=True)
+    alone = settings.model_copy(update={"workers": None, "cluster": None})
     todo = [(method, seed) for method in methods for seed in seeds]
     files = [folder / m / str(seed) / "metrics.jsonl" for m, seed in todo]
     total = len(seeds) * sum(updates.values())
-    with watched(lambda: lines(files), f"{len(todo)} trainings", total=total):
-        work = joblib.Parallel(n_jobs=settings.jobs, batch_size=1)(
-            joblib.delayed(_cell)(settings, method, seed, folder) for method, seed in todo
-        )
+    with (
+        watched(lambda: lines(files), f"{len(todo)} trainings", total=total),
+        batch_of_runs(settings) as runs,
+    ):
+        work = runs(joblib.delayed(_cell)(alone, *one, folder) for one in todo)
     return list(work)
 
 

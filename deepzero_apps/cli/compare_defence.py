@@ -1,7 +1,7 @@
 """``deepzero-apps compare defence``: all methods of the defence table at equal queries.
 
 Every method is a ``defend`` run and a ``certify`` run of its own, in a subfolder named after it; two
-run at a time. All start from the same ``mse`` denoiser (``zo-ae-ds`` from one with a code).
+run at a time, or ``--workers``. All start from the same ``mse`` denoiser (``zo-ae-ds`` from one with a code).
 """
 
 __all__ = ["CompareDefenceSettings", "run"]
@@ -23,12 +23,12 @@ from torch import nn
 from deepzero_apps.cli.certify import CertifySettings, certify_into, defended, show, title_of
 from deepzero_apps.cli.defences import METHODS, MethodName
 from deepzero_apps.cli.defend import DefendSettings, defend, planned_steps
-from deepzero_apps.cli.driving import folder_for, write_json
+from deepzero_apps.cli.driving import folder_for, opened, write_json
 from deepzero_apps.cli.progress import lines, watched
 from deepzero_apps.cli.scenes import DefenceSettings, Scene, as_answered, scene
 from deepzero_apps.cli.settings import Misuse
+from deepzero_apps.cli.spreading import WorkersFlags, batch_of_runs
 from deepzero_apps.cli.votes import RADII, Votes
-from deepzero_apps.runs import RunFolder
 from deepzero_apps.runs.files import replace
 from deepzero_apps.smoothing.blackbox import Defended
 from deepzero_apps.smoothing.certify import Certificate
@@ -37,7 +37,7 @@ from deepzero_apps.smoothing.reporting.tables import Row, plot_certified_accurac
 _Cell = tuple[MethodName, Row, list[Certificate]]
 
 
-class CompareDefenceSettings(DefenceSettings):
+class CompareDefenceSettings(DefenceSettings, WorkersFlags):
     """Compares certified defences of one classifier at equal queries.
 
     Methods: none is the bare classifier, mse a denoiser that never asked it; zo-ds, zo-ae-ds,
@@ -60,9 +60,6 @@ class CompareDefenceSettings(DefenceSettings):
     steps: int | None = Field(None, ge=1)
     """Steps of mse and fo-ds, which no budget limits; the tuned ones by default."""
 
-    jobs: int = Field(2, ge=1)
-    """Methods at a time, each in a process of its own."""
-
     votes: Annotated[Votes, tyro.conf.OmitArgPrefixes] = Votes(images=0)
     """Votes and images."""
 
@@ -74,9 +71,8 @@ class CompareDefenceSettings(DefenceSettings):
         return self
 
     def record(self) -> dict[str, Any]:
-        """Returns the fields that define the result: the number of jobs does not."""
-        fields = {**super().record(), "votes": self.votes.record()}
-        return {k: v for k, v in fields.items() if k != "jobs"}
+        """Returns the fields that define the result."""
+        return {**super().record(), "votes": self.votes.record()}
 
 
 def run(settings: CompareDefenceSettings) -> int:
@@ -85,7 +81,7 @@ def run(settings: CompareDefenceSettings) -> int:
     view = scene(settings)
     settings = as_answered(settings, view)
     steps = _planned(settings, view)  # refuses before anything is written
-    with RunFolder.create(folder, settings.record(), resume=settings.resume) as run_folder:
+    with opened("compare defence", folder, settings, resume=settings.resume) as run_folder:
         cells = _cells(settings, folder, view, steps)
         rows = [row for _, row, _ in cells]
         curves: dict[str, list[Certificate]] = {name: own for name, _, own in cells}
@@ -125,8 +121,11 @@ def _cells(
         start = folder / "mse" / "denoiser.safetensors"
     total = sum(steps.values()) + len(methods) * len(settings.votes.chosen(view))
     title = f"comparing {len(methods)} methods"
-    with watched(lambda: _lines(folder, methods), title, total=total):
-        work = joblib.Parallel(n_jobs=settings.jobs)(
+    with (
+        batch_of_runs(settings) as at_a_time,
+        watched(lambda: _lines(folder, methods), title, total=total),
+    ):
+        work = at_a_time(
             joblib.delayed(_cell)(shared, method, folder, start) for method in methods
         )
     return list(work)

@@ -11,20 +11,22 @@ accuracy on the *validation* images.
 
 __all__ = ["Cell", "CompareEstimatorsSettings", "Estimator", "Optimizer", "run", "train_cell"]
 
-import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import joblib
 from pydantic import Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
+from deepzero_apps.cli.answers import write_json
 from deepzero_apps.cli.progress import tracked
-from deepzero_apps.cli.settings import CommonSettings, Misuse
+from deepzero_apps.cli.settings import Misuse
+from deepzero_apps.cli.spreading import WorkersFlags, batch_of_runs
 
 Estimator = Literal["fo", "cge", "rge"]
 Optimizer = Literal["sgd", "adam"]
@@ -34,7 +36,7 @@ LABELS = {"fo": "first order", "cge": "CGE", "rge": "RGE, q = d"}
 Row = dict[str, Any]
 
 
-class CompareEstimatorsSettings(CommonSettings):
+class CompareEstimatorsSettings(WorkersFlags):
     """First order, CGE and RGE at q = d: accuracy, queries and seconds on scikit-learn's digits."""
 
     estimators: tuple[Estimator, ...] = ("fo", "cge", "rge")
@@ -70,11 +72,8 @@ class CompareEstimatorsSettings(CommonSettings):
     lr_rge: float = Field(0.06, gt=0, lt=float("inf"))
     """Learning rate (Adam) of RGE."""
 
-    jobs: int = Field(2, ge=1)
-    """Processes that share the runs, one thread each."""
-
     out: Path | None = None
-    """Write the figure estimators.png and the table result.json into this new or empty folder."""
+    """Make this new or empty folder a run's: settings, the table result.json, estimators.png."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -192,8 +191,10 @@ def run(settings: CompareEstimatorsSettings) -> int:
     _refuse_unwritable(settings.out)
     started = time.perf_counter()
     cells = _cells(settings)
-    tracker = tracked(_trained(cells, settings.jobs), "training", total=len(cells), note=_note)
-    rows = _averaged(sorted(tracker, key=lambda row: (row["parameters"], row["seed"])), settings)
+    with batch_of_runs(settings, ordered=False) as batch:
+        trained = batch(joblib.delayed(train_cell)(cell) for cell in cells)
+        rows = list(tracked(trained, "training", total=len(cells), note=_note))
+    rows = _averaged(sorted(rows, key=lambda row: (row["parameters"], row["seed"])), settings)
     result = {
         "settings": settings.record(),
         "rows": rows,
@@ -237,16 +238,6 @@ def _cells(settings: CompareEstimatorsSettings) -> list[Cell]:
         for seed in range(settings.seeds)
     ]
     return sorted(cells, key=lambda c: (order[c.estimator], -c.depth))
-
-
-def _trained(cells: Sequence[Cell], jobs: int) -> Iterator[Row]:
-    if jobs == 1:
-        return map(train_cell, cells)
-    from joblib import Parallel, delayed
-
-    pool = Parallel(n_jobs=jobs, pre_dispatch=jobs, return_as="generator_unordered")
-    finished: Iterator[Row] = pool(delayed(train_cell)(cell) for cell in cells)
-    return finished
 
 
 def _note(row: Row) -> str:
@@ -310,12 +301,11 @@ def _refuse_unwritable(out: Path | None) -> None:
 
 
 def _write(result: dict[str, Any], settings: CompareEstimatorsSettings) -> None:
-    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    if settings.json_file is not None:
-        settings.json_file.write_text(text, encoding="utf-8")
     if settings.out is not None:
+        from deepzero_apps.cli.driving import opened
         from deepzero_apps.cli.training_figures import accuracy_bars
 
-        settings.out.mkdir(parents=True, exist_ok=True)
-        (settings.out / "result.json").write_text(text, encoding="utf-8")
-        accuracy_bars(result["rows"], LABELS, settings.out / "estimators.png")
+        with opened("compare estimators", settings.out, settings, resume=False) as run_folder:
+            accuracy_bars(result["rows"], LABELS, settings.out / "estimators.png")
+            run_folder.finish(result)
+    write_json(settings.json_file, result)

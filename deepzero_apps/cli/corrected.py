@@ -1,6 +1,7 @@
 """What is corrected: the settings that describe it, its trajectories, its units, its corrector."""
 
 __all__ = [
+    "USUAL",
     "CorrectionSettings",
     "ProblemSettings",
     "Scene",
@@ -15,14 +16,16 @@ import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
 from deepzero_apps.cli.problems import Grid, problem_for
 from deepzero_apps.cli.recorded import reference_trajectories, store_coarse, usual_folder
+from deepzero_apps.cli.rolled import Roller
 from deepzero_apps.cli.scenes import Anywhere
-from deepzero_apps.cli.settings import CommonSettings, Misuse
+from deepzero_apps.cli.settings import DrivenSettings, Misuse
+from deepzero_apps.cli.spreading import WorkersFlags
 from deepzero_apps.correction import correctors
 from deepzero_apps.correction.correctors import Corrector, NetworkName
 from deepzero_apps.correction.probing import Probed, probe
@@ -34,11 +37,14 @@ from deepzero_apps.correction.trajectory_files import TrajectoryError
 from deepzero_apps.correction.unrolled import LossName
 from deepzero_apps.zeroth_order.randomness import generator_for
 
+USUAL = "wake"
+"""The problem if none is named."""
 
-class ProblemSettings(CommonSettings):
+
+class ProblemSettings(WorkersFlags):
     """Which simulators, and where their trajectories are."""
 
-    problem: str = "wake"
+    problem: str = USUAL
     """wake, burgers, burgers-1d, phiflow-wake, phiflow-burgers, phiflow-smoke, or your own module:function."""
 
     grid: str | None = None
@@ -71,7 +77,7 @@ class ProblemSettings(CommonSettings):
         return device
 
 
-class CorrectionSettings(ProblemSettings):
+class CorrectionSettings(ProblemSettings, DrivenSettings):
     """What is corrected, with what kind of corrector, by which loss."""
 
     corrector: NetworkName = "cnn"
@@ -104,9 +110,6 @@ class CorrectionSettings(ProblemSettings):
     starts: int = Field(2, ge=1)
     """Frames of each simulation from which rollouts start."""
 
-    checkpoint_every: float = Field(20.0, ge=0)
-    """Seconds between checkpoints; 0 for one after every step."""
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.loss == "every-k" and self.every > self.unrolled:
@@ -115,10 +118,6 @@ class CorrectionSettings(ProblemSettings):
                 "that would be --loss terminal"
             )
         return self
-
-    def record(self) -> dict[str, Any]:
-        """Returns the fields that define the result: how often it is stored does not."""
-        return {k: v for k, v in super().record().items() if k != "checkpoint_every"}
 
 
 @dataclass(frozen=True)
@@ -178,13 +177,20 @@ def problem_of(settings: ProblemSettings) -> Problem:
     return problem
 
 
-def scene(settings: ProblemSettings, problem: Problem, *, coarse: bool = True) -> Scene:
+def scene(
+    settings: ProblemSettings,
+    problem: Problem,
+    *,
+    coarse: bool = True,
+    pool: Roller | None = None,
+) -> Scene:
     """Reads the trajectories, or makes them first.
 
     Args:
         settings: Where they are, and their seed.
         problem: What they are of.
         coarse: Whether the coarse simulator's own ones are to be there too.
+        pool: Workers that make what is missing; this process by default.
 
     Returns:
         The problem and its trajectories.
@@ -198,7 +204,7 @@ def scene(settings: ProblemSettings, problem: Problem, *, coarse: bool = True) -
     """
     seed = settings.seed if settings.data_seed is None else settings.data_seed
     folder = settings.data or usual_folder(problem, seed)
-    reference = reference_trajectories(problem, folder, seed)
+    reference = reference_trajectories(problem, folder, seed, pool=pool)
     shape = tuple(problem.coarse.shape)
     if reference.fields.shape[2:] != shape:
         raise TrajectoryError(
@@ -206,7 +212,7 @@ def scene(settings: ProblemSettings, problem: Problem, *, coarse: bool = True) -
             f"got {reference.fields.shape[2:]}; choose another folder"
         )
     if coarse:
-        store_coarse(problem, folder / "coarse", reference)
+        store_coarse(problem, folder / "coarse", reference, pool=pool)
     split = reference.split(train=problem.train, validation=problem.validation, test=problem.test)
     _warn_of_courant(problem, split.train)
     return Scene(problem, split, folder)

@@ -17,13 +17,13 @@ from deepzero_apps.correction.methods import (
     Colored,
     Method,
     ThroughTwin,
-    Windowed,
     WithoutSolver,
 )
 from deepzero_apps.correction.probing import Probed
 from deepzero_apps.correction.problem import Problem
 from deepzero_apps.correction.unrolled import Loop, LossName
 from deepzero_apps.correction.weight_methods import Coordinates, Randomized
+from deepzero_apps.correction.windowed import Windowed
 from deepzero_apps.zeroth_order.oracle import Meter
 from deepzero_apps.zeroth_order.sparsity import SupportSchedule, shares_by_size
 from deepzero_apps.zeroth_order.state import Weights
@@ -168,10 +168,20 @@ def _in_fields(
     if math.isfinite(probed.reach):
         coloring = Coloring(loop.simulator.shape, int(probed.reach), periodic=problem.periodic)
         if 2 * coloring.colors <= _MOST_COLORED:
+            _refuse_directions(tuning, coloring)
             return _by_colors(loop, coloring, tuning, probed, unrolled=unrolled, loss=loss)
     credit = Credit(_RADIUS, periodic=problem.periodic)
     method = Windowed(mu / loop.corrector.scale, tuning.q, credit, seed)
     return Correction(method, unrolled, loss, method.queries(unrolled), credit)
+
+
+def _refuse_directions(tuning: Tuning, coloring: Coloring) -> None:
+    usual = TUNED["zo-field"].q  # a run's own settings, which may be read again, hold it
+    if tuning.q != usual:
+        raise Misuse(
+            f"--q must be left out for a simulator of reach {coloring.reach}, whose gradient goes by "
+            f"{coloring.colors} colors and draws no directions, got {tuning.q}"
+        )
 
 
 def _by_colors(

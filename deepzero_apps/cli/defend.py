@@ -15,7 +15,7 @@ __all__ = [
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,11 +34,11 @@ from deepzero_apps.cli.defences import (
     least_mu,
     tuned,
 )
-from deepzero_apps.cli.driving import drive, folder_for, write_json
-from deepzero_apps.cli.scenes import Anywhere, DefenceSettings, Scene, as_answered, scene
+from deepzero_apps.cli.driving import drive, folder_for, opened, write_json
+from deepzero_apps.cli.scenes import Anywhere, DefenceSettings, Scene, as_answered, held, scene
 from deepzero_apps.cli.settings import Misuse, overridden
-from deepzero_apps.runs import RunFolder, load_file, save_file
-from deepzero_apps.runs.files import replace
+from deepzero_apps.cli.spreading import WorkersFlags
+from deepzero_apps.runs import files, load_file, save_file
 from deepzero_apps.smoothing.adapters import Adapter
 from deepzero_apps.smoothing.blackbox import Classifier, Defended, labels_of
 from deepzero_apps.smoothing.denoisers import dncnn, unet
@@ -51,7 +51,7 @@ from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.training import Training
 
 
-class DefendSettings(DefenceSettings):
+class DefendSettings(DefenceSettings, WorkersFlags):
     """Trains a denoiser in front of a classifier, with queries alone.
 
     Methods: mse asks nothing; zo-ds perturbs the denoised image, zo-ae-ds an autoencoder's code,
@@ -96,6 +96,10 @@ class DefendSettings(DefenceSettings):
             raise ValueError("--method must train something, got none; certify needs no defence")
         if self.method in ("mse", "zo-ae-ds") and self.start is not None:
             raise ValueError(f"--start must be left out for {self.method}, which makes its own")
+        if self.spreads and self.method in ("mse", "fo-ds"):
+            raise ValueError(
+                f"--workers and --cluster must be left out for {self.method}, which asks nothing"
+            )
         least = least_mu(self.method, self.quantize)
         if self.mu is not None and self.mu < least:
             raise ValueError(
@@ -173,7 +177,7 @@ def defend(settings: DefendSettings, folder: Path, view: Scene) -> dict[str, Any
     defence = _defence(settings, view, oracle)  # refuses before anything is written
     steps = _steps(settings, defence, view)
     with (
-        RunFolder.create(folder, settings.record(), resume=settings.resume) as run_folder,
+        opened("defend", folder, settings, resume=settings.resume) as run_folder,
         _metered(view.box.classifier, meter),
     ):
         done = run_folder.result()
@@ -209,7 +213,10 @@ def planned_steps(settings: DefendSettings, view: Scene) -> int:
 def run(settings: DefendSettings) -> int:
     """Trains one defence and says where it is."""
     folder = folder_for("defend", settings.out, resume=settings.resume)
-    result = defend(settings, folder, scene(settings))
+    view = scene(settings)
+    with held(settings, view.box.classifier) as classifier:
+        asked = replace(view, box=replace(view.box, classifier=classifier))
+        result = defend(settings, folder, asked)
     console = Console(soft_wrap=True)
     console.print(
         f"{result['method']}: {result['steps']:,} steps, {result['queries']:,} queries, "
@@ -295,6 +302,7 @@ def _start(settings: DefendSettings, folder: Path, view: Scene, network: nn.Modu
             "q": None,
             "batch": None,
             "resume": True,
+            "track": (),
         }
     )
     steps = plain.tuning().steps
@@ -309,7 +317,8 @@ def _start(settings: DefendSettings, folder: Path, view: Scene, network: nn.Modu
         classes=view.box.classifier.classes,
         seed=settings.seed,
     )
-    with RunFolder.create(own, {**plain.record(), "code": code}, resume=True) as run_folder:
+    record = {**plain.record(), "code": code}
+    with opened("defend", own, plain, resume=True, record=record) as run_folder:
         labels = view.splits.train.labels
         training = _training(plain, view, defence, steps, targets=labels, meter=Meter(0))
         drive(
@@ -319,6 +328,7 @@ def _start(settings: DefendSettings, folder: Path, view: Scene, network: nn.Modu
             title=f"start by mse: {steps:,} steps",
             checkpoint_every=settings.checkpoint_every,
         )
+        run_folder.finish({"method": "mse", "steps": steps, "seconds": training.seconds})
     network.load_state_dict(start.state_dict())
     return training.seconds
 
@@ -371,7 +381,7 @@ def _targets(
 
 def _write(settings: DefendSettings, folder: Path, view: Scene, network: nn.Module) -> None:
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    replace(folder / "denoiser.safetensors", save(state))
+    files.replace(folder / "denoiser.safetensors", save(state))
     clean = view.splits.validation.pixels(slice(0, 8))
     generator = generator_for(settings.seed, "figure", device=settings.device)
     noise = torch.empty_like(clean).normal_(generator=generator)

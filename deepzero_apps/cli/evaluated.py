@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from deepzero_apps.cli.rolled import Roller, rolled
 from deepzero_apps.cli.settings import Misuse
 from deepzero_apps.correction.evaluation import Scores, evaluate
 from deepzero_apps.correction.pictures import animate_fields, plot_fields
 from deepzero_apps.correction.problem import Problem
 from deepzero_apps.correction.report import Row, plot_errors, summarize, table
-from deepzero_apps.correction.rollout import Started, rollout, started_at
+from deepzero_apps.correction.rollout import Started, started_at
 from deepzero_apps.correction.simulator import Array, Simulator
 from deepzero_apps.correction.trajectories import Trajectories
 from deepzero_apps.runs.files import replace
@@ -96,14 +97,18 @@ def course(
     return Course(problem, started, starts, problem.dt * np.arange(1, wanted + 1))
 
 
-def judged(simulator: Simulator, on: Course) -> tuple[Array, Scores]:
+def judged(simulator: Simulator, on: Course, pool: Roller | None = None) -> tuple[Array, Scores]:
     """Rolls a simulator out.
+
+    Args:
+        simulator: The coarse simulator of the course's problem, or it with a corrector.
+        on: The course.
+        pool: Workers that know the simulator; this process by default.
 
     Returns:
         The states ``(b, steps, c, *grid)``, NaN after a blow-up, and their scores.
     """
-    s = on.started
-    states = rollout(simulator, s.fields, s.parameters, s.native, steps=len(on.times))
+    states = rolled(simulator, on.started, steps=len(on.times), pool=pool)
     return states, _scores(states, on)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from deepzero_apps.cli.certify import CertifySettings
 from deepzero_apps.cli.choices import splits_for
 from deepzero_apps.cli.defend import DefendSettings, deployed
+from deepzero_apps.cli.imported import refuse_unnamed
 from deepzero_apps.cli.scenes import scene
 from deepzero_apps.cli.settings import Misuse
 from deepzero_apps.runs import RunFolder
@@ -29,7 +30,7 @@ def certifying(folder: Path, *, device: str) -> CertifySettings:
     """
     config = RunFolder(folder).config
     if config.get("command") == "recertify":
-        config = RunFolder(str(config["run"])).config
+        config = RunFolder(str(config.get("run"))).config
     try:
         return CertifySettings(**{**config, "device": device})
     except ValidationError as error:
@@ -46,15 +47,16 @@ def certified_images(settings: CertifySettings) -> Images:
         Misuse: If the data cannot be had.
     """
     splits = splits_for(settings.dataset, root=settings.root, download=False, seed=settings.seed)
-    every = splits.test if settings.votes.split == "test" else splits.validation
-    return every.subset(slice(0, settings.votes.images or len(every)))
+    return settings.votes.part_of(splits)
 
 
-def classifier_again(settings: CertifySettings) -> tuple[str, str]:
-    """Makes denoiser and classifier of a run again.
+def classifier_again(settings: CertifySettings, folder: Path, named: str) -> tuple[str, str]:
+    """Makes denoiser and classifier of a run again; nothing is downloaded.
 
     Args:
         settings: The run's settings.
+        folder: Its folder.
+        named: The classifier as the user names it: needed again for one that runs code or is asked.
 
     Returns:
         The fingerprint of both together, and what has changed if it is not the one expected.
@@ -62,12 +64,15 @@ def classifier_again(settings: CertifySettings) -> tuple[str, str]:
     Raises:
         Misuse: If one of them cannot be had.
     """
+    offline = {"download": False}
     if settings.run is None:
-        box = scene(settings).box
+        refuse_unnamed("--classifier", settings.classifier, named, folder)
+        box = scene(settings.model_copy(update=offline)).box
         return Defended(nn.Identity(), box.classifier).fingerprint, "classifier"
     source = RunFolder(settings.run)
     trained = DefendSettings(**{**source.config, "device": settings.device})
-    view = scene(trained)
+    refuse_unnamed("--classifier", trained.classifier, named, settings.run)
+    view = scene(trained.model_copy(update=offline))
     denoiser = deployed(trained, settings.run, view)
     known = (source.result() or {}).get("classifier")
     suspect = "denoiser" if known == view.box.classifier.fingerprint else "classifier"

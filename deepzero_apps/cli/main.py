@@ -5,12 +5,12 @@ Exit codes: 0 done, 1 ran and failed, 2 misuse (nothing was written), 130 interr
 
 __all__ = ["main"]
 
+import logging
+import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, is_dataclass, make_dataclass, replace
-from importlib import import_module
+from dataclasses import asdict, field, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,47 +21,12 @@ from rich.console import Console
 
 from deepzero_apps import __version__
 from deepzero_apps.cli.allocator import keep_freed_memory
-from deepzero_apps.cli.settings import CommonSettings, Misuse, read_config
+from deepzero_apps.cli.answers import json_apart
+from deepzero_apps.cli.logs import console, logging_on, one_console, timed
+from deepzero_apps.cli.settings import CommonSettings, Misuse, PlainSettings, read_config
+from deepzero_apps.cli.verbs import COMMANDS
 
-
-@dataclass(frozen=True)
-class _Command:
-    module: str
-    settings: str
-    summary: str
-
-
-_COMMANDS = {
-    "demo": _Command("demo", "DemoSettings", "both applications at a small size, with figures"),
-    "train": _Command("train", "TrainSettings", "train a network with or without backpropagation"),
-    "defend": _Command("defend", "DefendSettings", "train a denoiser in front of a classifier"),
-    "plan": _Command("plan", "PlanSettings", "say what a certification will cost and reach"),
-    "certify": _Command("certify", "CertifySettings", "issue certificates for a data set"),
-    "recertify": _Command(
-        "recertify", "RecertifySettings", "make certificates again from the votes of a run"
-    ),
-    "merge": _Command("merge", "MergeSettings", "join certifications of disjoint images"),
-    "serve": _Command("serve", "ServeSettings", "answer over HTTP, with certificates on demand"),
-    "verify": _Command(
-        "verify", "VerifySettings", "recompute certificates and flag what is wrong"
-    ),
-    "report": _Command("report", "ReportSettings", "show certificates as one HTML page"),
-    "correct": _Command(
-        "correct", "CorrectSettings", "train a corrector in the loop of a coarse simulator"
-    ),
-    "rollout": _Command("rollout", "RolloutSettings", "run a corrected simulator, with figures"),
-    "compare estimators": _Command(
-        "compare_estimators", "CompareEstimatorsSettings", "first order, CGE and RGE, q = d"
-    ),
-    "compare defence": _Command(
-        "compare_defence", "CompareDefenceSettings", "all defences at equal queries"
-    ),
-    "compare correction": _Command(
-        "compare_correction",
-        "CompareCorrectionSettings",
-        "all correctors at equal simulator steps",
-    ),
-}
+_LOGGER = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,34 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    errors = Console(stderr=True, soft_wrap=True, emoji=False)
     keep_freed_memory()
-    try:
-        with _warnings_on(errors), _memory_explained():
-            return _run(arguments)
-    except Misuse as error:
-        errors.print(f"error: {error}", markup=False)
-        return 2
-    except KeyboardInterrupt:
-        errors.print(
-            "interrupted; --resume with --out FOLDER (the newest in runs/ if none was given) "
-            "goes on from the last checkpoint"
-        )
-        return 130
-    except SystemExit as stop:  # tyro's help and its own errors
-        return stop.code if isinstance(stop.code, int) else 2
-    except _failures() as error:
-        errors.print(f"error: {error}", markup=False)
-        return 1
-
-
-@contextmanager
-def _warnings_on(errors: Console) -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: errors.print(
-            f"warning: {message}", markup=False
-        )
-        yield
+    with one_console() as errors:
+        try:
+            with _memory_explained():
+                return _run(arguments)
+        except Misuse as error:
+            errors.print(f"error: {error}", markup=False)
+            return 2
+        except KeyboardInterrupt:
+            errors.print("interrupted; nothing was begun", markup=False)
+            return 130
+        except _failures() as error:
+            errors.print(f"error: {error}", markup=False)
+            return 1
 
 
 @contextmanager
@@ -119,7 +70,7 @@ def _memory_explained() -> Iterator[None]:
 
 
 def _run(arguments: list[str]) -> int:
-    asked = arguments[1:] if arguments[:1] == ["compare"] else arguments
+    asked = arguments[1:] if arguments[:1] in (["compare"], ["runs"]) else arguments
     if not asked or asked[0] in ("-h", "--help"):
         Console().print(_overview(), markup=False)
         return 0 if asked else 2
@@ -127,13 +78,50 @@ def _run(arguments: list[str]) -> int:
         Console().print(__version__, markup=False)
         return 0
     verb, rest = _verb(arguments)
-    command = _COMMANDS[verb]
-    module = import_module(f"deepzero_apps.cli.{command.module}")
-    settings: type[CommonSettings] = getattr(module, command.settings)
-    run: Callable[[Any], int] = module.run
-    parsed = _parse(settings, verb, rest)
-    _set_threads(parsed.threads)
-    return run(parsed)
+    command = COMMANDS[verb]
+    try:
+        parsed = _parse(command.settings_class(), verb, rest)
+    except SystemExit as stop:  # tyro's help and its own errors
+        return stop.code if isinstance(stop.code, int) else 2
+    if isinstance(parsed, CommonSettings):
+        _set_threads(parsed.threads)
+    with logging_on(parsed.log_level), json_apart(parsed.json_file):
+        return _ended(command.function(), parsed, verb)
+
+
+def _ended(run: Callable[[Any], int], settings: PlainSettings, verb: str) -> int:
+    """Runs a command; says how it can be continued, or who it was that left the program."""
+    try:
+        with timed(_LOGGER, verb):
+            return run(settings)
+    except KeyboardInterrupt:
+        console().print(f"interrupted{_way_on(settings)}", markup=False)
+        return 130
+    except BrokenPipeError:
+        return _unheard()
+    except SystemExit as stop:  # nothing of ours leaves so, but rich does
+        if isinstance(stop.__context__, BrokenPipeError):
+            return _unheard()
+        console().print(
+            f"error: a function that was asked left the program (SystemExit: {stop}); it must "
+            "return or raise an error",
+            markup=False,
+        )
+        return 1
+
+
+def _unheard() -> int:
+    """Ends as a command does whose reader has gone: quietly, also when Python closes its output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    return 1
+
+
+def _way_on(settings: PlainSettings) -> str:
+    if not hasattr(settings, "resume"):
+        return ""
+    out: Path | None = getattr(settings, "out", None)
+    named = out or "FOLDER (the newest in runs/ if none was given)"
+    return f"; --resume with --out {named} and the same flags goes on from the last checkpoint"
 
 
 def _set_threads(threads: int) -> None:
@@ -146,14 +134,14 @@ def _set_threads(threads: int) -> None:
 def _verb(arguments: list[str]) -> tuple[str, list[str]]:
     for words in (2, 1):
         verb = " ".join(arguments[:words])
-        if verb in _COMMANDS:
+        if verb in COMMANDS:
             return verb, arguments[words:]
     raise Misuse(
-        f"the subcommand must be one of {', '.join(_COMMANDS)}, got {' '.join(arguments[:2])}"
+        f"the subcommand must be one of {', '.join(COMMANDS)}, got {' '.join(arguments[:2])}"
     )
 
 
-def _parse(kind: type[CommonSettings], verb: str, arguments: list[str]) -> CommonSettings:
+def _parse(kind: type[PlainSettings], verb: str, arguments: list[str]) -> PlainSettings:
     parsed = tyro.cli(
         _flags(kind, _config_fields(arguments) or {}),
         args=arguments,
@@ -173,7 +161,7 @@ def _flags(kind: type[BaseModel], fields: Mapping[str, Any]) -> type[Any]:
     and a field that has no default may come from the file or from a flag.
     """
     fields = _folded(kind, fields)
-    unknown = sorted(fields.keys() - kind.model_fields.keys())
+    unknown = sorted(map(str, fields.keys() - kind.model_fields.keys()))
     if unknown:
         raise Misuse(f"--config must hold fields of this command, got {', '.join(unknown)}")
     flags: list[Any] = []
@@ -261,9 +249,11 @@ def _failures() -> tuple[type[Exception], ...]:
     from deepzero_apps.smoothing.blackbox import ClassifierError
     from deepzero_apps.smoothing.journal import JournalError
     from deepzero_apps.smoothing.vote_log import VoteLogError
+    from deepzero_apps.workers import WorkersLost
     from deepzero_apps.zeroth_order.oracle import BudgetExhausted
 
     return (
+        WorkersLost,
         RunFolderError,
         ClassifierError,
         JournalError,
@@ -279,8 +269,8 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _overview() -> str:
-    width = max(map(len, _COMMANDS))
-    verbs = "\n".join(f"  {name:{width}}  {c.summary}" for name, c in _COMMANDS.items())
+    width = max(map(len, COMMANDS))
+    verbs = "\n".join(f"  {name:{width}}  {c.summary}" for name, c in COMMANDS.items())
     return (
         "usage: deepzero-apps COMMAND [flags]\n\n"
         "Trains neural networks around functions that can be evaluated and not differentiated.\n\n"

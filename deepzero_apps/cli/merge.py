@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from deepzero_apps.cli.driving import write_json
+from deepzero_apps.cli.driving import opened, write_json
 from deepzero_apps.cli.recertify import conclude, refuse_taken
 from deepzero_apps.cli.settings import CommonSettings, Misuse
 from deepzero_apps.runs import RunFolder
@@ -42,7 +42,7 @@ def run(settings: MergeSettings) -> int:
     votes = [read_votes(part) for part in settings.parts]
     refuse_strangers(votes)
     config = _joint(settings.parts)
-    with RunFolder.create(settings.out, config, resume=False) as run_folder:
+    with opened("merge", settings.out, settings, resume=False, record=config) as run_folder:
         joint = merge(votes, settings.out)
         certificates = recertify(joint, joint.settings)
         row = conclude(settings.out, certificates, title=f"{len(votes)} parts")

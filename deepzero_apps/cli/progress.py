@@ -8,7 +8,6 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +16,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from deepzero_apps.cli.logs import console
 
 T = TypeVar("T")
 
@@ -81,7 +82,7 @@ def lines(files: Iterable[Path]) -> int:
 
 
 def _bar() -> Progress:
-    console = Console(stderr=True)
+    shared = console()
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -90,8 +91,8 @@ def _bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
-        console=console,
-        disable=not console.is_terminal,
+        console=shared,
+        disable=not shared.is_terminal,
     )
 
 

@@ -10,12 +10,11 @@ from pydantic import Field
 from rich.console import Console
 
 from deepzero_apps.cli.certify import show
-from deepzero_apps.cli.driving import folder_for, write_json
+from deepzero_apps.cli.driving import folder_for, opened, write_json
 from deepzero_apps.cli.scenes import Anywhere
 from deepzero_apps.cli.settings import CommonSettings, Misuse
 from deepzero_apps.cli.votes import RADII
-from deepzero_apps.runs import RunFolder
-from deepzero_apps.smoothing.bounds import Procedure, Settings
+from deepzero_apps.smoothing.bounds import WITH_RADII, Procedure, Settings
 from deepzero_apps.smoothing.certificates import Certificate
 from deepzero_apps.smoothing.journal import Journal
 from deepzero_apps.smoothing.recertify import recertify
@@ -65,7 +64,7 @@ def run(settings: RecertifySettings) -> int:
         raise Misuse(f"--run, --alpha, --procedure, --radii: {error}") from error
     folder = folder_for("recertify", settings.out, resume=False)
     refuse_taken(folder)
-    with RunFolder.create(folder, settings.record(), resume=False) as run_folder:
+    with opened("recertify", folder, settings, resume=False) as run_folder:
         row = conclude(folder, certificates, title=f"from the votes of {settings.run.name}")
         run_folder.finish({"images": len(certificates), "queries": 0})
     write_json(settings.json_file, {"settings": settings.record(), "rows": [row]})
@@ -117,7 +116,7 @@ def conclude(folder: Path, certificates: list[Certificate], *, title: str) -> Ro
 
 def _wanted(settings: RecertifySettings, drawn: Settings) -> Settings:
     procedure = settings.procedure or drawn.procedure
-    decides = procedure in ("decide", "adaptive")
+    decides = procedure in WITH_RADII
     return replace(
         drawn,
         alpha=settings.alpha or drawn.alpha,

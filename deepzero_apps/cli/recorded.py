@@ -4,8 +4,9 @@ Their folder holds two sets: ``reference``, and ``coarse``, what the coarse simu
 reference's first frames by itself.
 """
 
-__all__ = ["reference_trajectories", "store_coarse", "usual_folder"]
+__all__ = ["reference_trajectories", "simulated", "store_coarse", "usual_folder"]
 
+import logging
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,18 +16,18 @@ from pathlib import Path
 import numpy as np
 
 from deepzero_apps.cli.progress import watched
+from deepzero_apps.cli.rolled import Roller, rolled
 from deepzero_apps.cli.settings import Misuse
-from deepzero_apps.correction.problem import Problem
-from deepzero_apps.correction.rollout import rollout
-from deepzero_apps.correction.simulator import Array
+from deepzero_apps.correction.problem import Problem, Start
+from deepzero_apps.correction.rollout import Started
+from deepzero_apps.correction.simulator import Array, Simulator
 from deepzero_apps.correction.trajectories import Trajectories, make
 from deepzero_apps.correction.trajectory_files import TrajectoryError, TrajectoryFolder, load
 
+_LOGGER = logging.getLogger(__name__)
+
 _GROUP = 4
 """Reference simulations that are made side by side: few enough that little is lost by a kill."""
-
-Making = Callable[[Sequence[float], Callable[[int, int], None]], Trajectories]
-"""Parameters, and what is told of each step, to simulations."""
 
 
 def usual_folder(problem: Problem, seed: int) -> Path:
@@ -45,13 +46,16 @@ def usual_folder(problem: Problem, seed: int) -> Path:
     return Path("runs", "trajectories", f"{name}-{grids[0]}-{grids[1]}-seed{seed}").absolute()
 
 
-def reference_trajectories(problem: Problem, folder: Path, seed: int) -> Trajectories:
+def reference_trajectories(
+    problem: Problem, folder: Path, seed: int, *, pool: Roller | None = None
+) -> Trajectories:
     """Reads the reference's trajectories, and makes those that are missing first.
 
     Args:
         problem: What they are of.
         folder: The folder of both sets, or of the reference's alone.
         seed: The seed of the starts.
+        pool: Workers that make a simulation a call, to the same bits; this process by default.
 
     Returns:
         The trajectories of all parameters.
@@ -72,19 +76,26 @@ def reference_trajectories(problem: Problem, folder: Path, seed: int) -> Traject
             return found
     except TrajectoryError:  # absent or unfinished; anything else is refused again below
         pass
-    making = _making(problem, seed)
+    _refuse_unmade(problem)
+    _LOGGER.info("reference trajectories of %s are made in %s", problem.name, path)
     with TrajectoryFolder(path, settings, problem.parameters) as place:
-        _make_missing(problem, place, making)
+        if pool is None:
+            _make_missing(problem, place, seed)
+        else:
+            _ask_for_missing(problem, place, seed, pool)
         return place.load()
 
 
-def store_coarse(problem: Problem, path: Path, reference: Trajectories) -> None:
+def store_coarse(
+    problem: Problem, path: Path, reference: Trajectories, *, pool: Roller | None = None
+) -> None:
     """Stores the coarse simulator's own trajectories, where they are missing.
 
     Args:
         problem: What they are of.
         path: Their folder.
         reference: The reference's trajectories, whose first frames they start from.
+        pool: Workers that make them; this process by default.
 
     Raises:
         TrajectoryError: If the folder holds something else or is in use.
@@ -101,7 +112,7 @@ def store_coarse(problem: Problem, path: Path, reference: Trajectories) -> None:
             if not missing:
                 place.load()  # whole by now, or damaged
                 return
-            runs = _coarse_runs(problem, reference[missing])
+            runs = _coarse_runs(problem, reference[missing], pool)
             for index, fields in zip(missing, runs, strict=True):
                 parameters = reference.parameters[index : index + 1]
                 if np.isfinite(fields).all():
@@ -110,31 +121,53 @@ def store_coarse(problem: Problem, path: Path, reference: Trajectories) -> None:
                     _warn_of_blow_up(fields, parameters[0])
 
 
-def _making(problem: Problem, seed: int) -> Making:
+def simulated(
+    problem: Problem,
+    parameters: Sequence[float],
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Trajectories:
+    """Makes reference simulations, which depend on nothing but parameter and seed.
+
+    Args:
+        problem: What they are of.
+        parameters: The parameter of each.
+        seed: The seed of the starts.
+        progress: Told the number of steps done and to do, after each step.
+
+    Returns:
+        The trajectories, on the coarse grid.
+
+    Raises:
+        Misuse: If the problem lacks what makes them.
+        SimulatorFailure: If the reference blows up.
+    """
+    reference, start, restrict = _refuse_unmade(problem)
+    numbers = np.array(parameters)
+    fields, native = start(numbers, seed)
+    fine = make(
+        reference,
+        fields,
+        numbers,
+        restrict=restrict,
+        frames=problem.frames,
+        warm_up=problem.warm_up,
+        every=problem.every,
+        native=native,
+        progress=progress,
+    )
+    return _with_coarse_native(fine, problem)
+
+
+def _refuse_unmade(problem: Problem) -> tuple[Simulator, Start, Callable[[Array], Array]]:
+    """What makes the trajectories of a problem, all of it."""
     reference, start, restrict = problem.reference, problem.start, problem.restrict
     if reference is None or start is None or restrict is None:
         raise Misuse(
             f"--problem {problem.name} must have start and restrict beside its reference "
             "simulator, got none"
         )
-
-    def made(parameters: Sequence[float], progress: Callable[[int, int], None]) -> Trajectories:
-        numbers = np.array(parameters)
-        fields, native = start(numbers, seed)
-        fine = make(
-            reference,
-            fields,
-            numbers,
-            restrict=restrict,
-            frames=problem.frames,
-            warm_up=problem.warm_up,
-            every=problem.every,
-            native=native,
-            progress=progress,
-        )
-        return _with_coarse_native(fine, problem)
-
-    return made
+    return reference, start, restrict
 
 
 def _with_coarse_native(made: Trajectories, problem: Problem) -> Trajectories:
@@ -146,7 +179,7 @@ def _with_coarse_native(made: Trajectories, problem: Problem) -> Trajectories:
     return replace(made, native=coarse.reshape(*shape[:2], *coarse.shape[1:]))
 
 
-def _make_missing(problem: Problem, place: TrajectoryFolder, making: Making) -> None:
+def _make_missing(problem: Problem, place: TrajectoryFolder, seed: int) -> None:
     missing = place.missing()
     groups = [missing[i : i + _GROUP] for i in range(0, len(missing), _GROUP)]
     steps = problem.warm_up + (problem.frames - 1) * problem.every
@@ -160,16 +193,29 @@ def _make_missing(problem: Problem, place: TrajectoryFolder, making: Making) -> 
     with watched(lambda: done, title, total=steps * len(missing)):
         for group in groups:
             before = done
-            made = making([place.parameters[index] for index in group], progress)
+            parameters = [place.parameters[index] for index in group]
+            made = simulated(problem, parameters, seed, progress)
             for k, index in enumerate(group):
                 place.save(index, made[k])
 
 
-def _coarse_runs(problem: Problem, reference: Trajectories) -> Array:
+def _ask_for_missing(problem: Problem, place: TrajectoryFolder, seed: int, pool: Roller) -> None:
+    missing = place.missing()
+    calls = [([place.parameters[index]], seed) for index in missing]
+    done = 0
+    title = f"{problem.name}: reference simulations"
+    with watched(lambda: done, title, total=len(missing)):
+        for which, made in pool.ask("reference", calls):
+            place.save(missing[which], made)
+            done += 1
+
+
+def _coarse_runs(problem: Problem, reference: Trajectories, pool: Roller | None) -> Array:
     first = reference.fields[:, :1]
     native = None if reference.native is None else reference.native[:, 0]
     steps = reference.fields.shape[1] - 1
-    after = rollout(problem.coarse, first[:, 0], reference.parameters, native, steps=steps)
+    started = Started(first[:, 0], reference.parameters, reference.fields[:, 1:], native)
+    after = rolled(problem.coarse, started, steps=steps, pool=pool)
     return np.concatenate((first, after), 1)
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from rich.console import Console
 
 from deepzero_apps.cli.driving import write_json
+from deepzero_apps.cli.logs import console
 from deepzero_apps.cli.settings import CommonSettings, Misuse
 from deepzero_apps.runs import RunFolder, RunFolderError
 from deepzero_apps.smoothing.certificates import Certificate
@@ -53,6 +54,7 @@ def run(settings: ReportSettings) -> int:
     out = settings.out or file.with_name("report.html")
     config = {} if folder is None else RunFolder(folder).config
     result = {} if folder is None else RunFolder(folder).result() or {}
+    queries = result.get("queries")
     write_page(
         out,
         certificates,
@@ -60,7 +62,7 @@ def run(settings: ReportSettings) -> int:
         images=None if images is None else images.pixels(),
         classes=() if images is None else images.classes,
         price=settings.price,
-        queries=result.get("queries"),
+        queries=queries if isinstance(queries, int) and 0 <= queries < 2**53 else None,
         radii=settings.radii or None,
         complete=folder is None or bool(result),
     )
@@ -111,6 +113,5 @@ def _images(folder: Path, certificates: list[Certificate]) -> "Images | None":
         if max(c.index for c in certificates) < len(images):
             return images
         reason = f"the data holds {len(images)} images"
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(f"warning: a page without images: {reason}", markup=False)
+    console().print(f"warning: a page without images: {reason}", markup=False, highlight=False)
     return None

@@ -6,15 +6,17 @@ The folder then holds ``errors.png``, ``fields.png``, ``rollout.gif``, all state
 
 __all__ = ["RolloutSettings", "run"]
 
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 from rich.console import Console
 
-from deepzero_apps.cli.correct import CorrectSettings, deployed
-from deepzero_apps.cli.corrected import ProblemSettings, problem_of, scene
-from deepzero_apps.cli.driving import folder_for, write_json
+from deepzero_apps.cli.bench import Bench
+from deepzero_apps.cli.corrected import USUAL, ProblemSettings, Scene, problem_of, scene
+from deepzero_apps.cli.correction_plan import CorrectSettings, deployed
+from deepzero_apps.cli.driving import folder_for, opened, write_json
 from deepzero_apps.cli.evaluated import (
     Course,
     animate,
@@ -26,12 +28,16 @@ from deepzero_apps.cli.evaluated import (
     store,
     title_of,
 )
+from deepzero_apps.cli.imported import refuse_unnamed
 from deepzero_apps.cli.scenes import Anywhere
-from deepzero_apps.cli.settings import CommonSettings, Misuse
+from deepzero_apps.cli.settings import Misuse
+from deepzero_apps.cli.spreading import WorkersFlags
 from deepzero_apps.correction.evaluation import Scores
-from deepzero_apps.correction.problem import Problem
 from deepzero_apps.correction.simulator import Array, Simulator
 from deepzero_apps.runs import RunFolder
+
+if TYPE_CHECKING:
+    from deepzero_apps.workers import Pool
 
 
 class RolloutSettings(ProblemSettings):
@@ -41,8 +47,12 @@ class RolloutSettings(ProblemSettings):
     coarse simulator of --problem is rolled out.
     """
 
+    problem: str = ""
+    """As correct has it; that of --run by default, or wake."""
+
     run: Anywhere | None = None
-    """The folder of a finished correct run; flags that contradict its settings are refused."""
+    """The folder of a finished correct run; flags that contradict its settings are refused. One of a
+    problem of your own, module:function, needs --problem again."""
 
     split: Literal["test", "validation", "train"] = "test"
     """Which simulations: test for results, validation for choices."""
@@ -66,29 +76,18 @@ def run(settings: RolloutSettings) -> int:
     if settings.run is not None and settings.out is None:
         folder = settings.run / folder.name
     trained, resolved, result = _trained(settings)
+    if settings.run is not None:
+        refuse_unnamed("--problem", resolved.problem, settings.problem, settings.run)
     problem = problem_of(resolved)
     simulator = None if trained is None else deployed(trained, settings.run or Path(), problem)
-    view = scene(resolved, problem)
-    trajectories = getattr(view.split, settings.split)
-    try:
-        on = course(problem, trajectories, steps=settings.steps, starts=settings.starts)
-    except Misuse as error:
-        raise Misuse(str(error).replace("--rollout-steps", "--steps")) from error
     record = {**resolved.record(), **settings.model_dump(mode="json", include=_OWN)}
-    with RunFolder.create(folder, record, resume=settings.resume) as run_folder:
-        name = result.get("method", "src")
-        states, scores = _rolled(problem, simulator, on, name)
-        rows = [
-            row(
-                who,
-                [score],
-                queries=0 if who == "src" else result["queries"],
-                seconds=0.0 if who == "src" else result["seconds"],
-            )
-            for who, score in scores.items()
-        ]
-        _write(on, states, scores, folder)
-        run_folder.finish({"rows": rows})
+    with settings.pool(partial(Bench, trained or resolved)) as pool:
+        on = _course(settings, scene(resolved, problem, pool=pool))
+        with opened("rollout", folder, settings, resume=settings.resume, record=record) as place:
+            states, scores = _rolled(simulator, on, result.get("method", "src"), pool)
+            rows = [_row(who, score, result) for who, score in scores.items()]
+            _write(on, states, scores, folder)
+            place.finish({"rows": rows})
     show(rows, title_of(on, settings.split))
     Console(soft_wrap=True).print(
         f"figures, animation and states in {folder}", markup=False, highlight=False
@@ -97,18 +96,33 @@ def run(settings: RolloutSettings) -> int:
     return 0
 
 
+_COUNTS = ("queries", "seconds")
 _OWN = {"run", "split", "steps", "starts"}
 
 
+def _course(settings: RolloutSettings, view: Scene) -> Course:
+    trajectories = getattr(view.split, settings.split)
+    try:
+        return course(view.problem, trajectories, steps=settings.steps, starts=settings.starts)
+    except Misuse as error:
+        raise Misuse(str(error).replace("--rollout-steps", "--steps")) from error
+
+
 def _rolled(
-    problem: Problem, simulator: Simulator | None, on: Course, name: str
+    simulator: Simulator | None, on: Course, name: str, pool: "Pool | None"
 ) -> tuple[dict[str, Array], dict[str, Scores]]:
     """States by what stands in figures, scores by the method's name."""
-    bare, bare_scores = judged(problem.coarse, on)
+    bare, bare_scores = judged(on.problem.coarse, on, pool)
     if simulator is None:
         return {"coarse": bare}, {"src": bare_scores}
-    states, scores = judged(simulator, on)
+    states, scores = judged(simulator, on, pool)
     return {"coarse": bare, "corrected": states}, {"src": bare_scores, name: scores}
+
+
+def _row(who: str, scores: Scores, result: dict[str, Any]) -> dict[str, Any]:
+    if who == "src":
+        return row(who, [scores], queries=0, seconds=0.0)
+    return row(who, [scores], queries=result["queries"], seconds=result["seconds"])
 
 
 def _write(on: Course, states: dict[str, Array], scores: dict[str, Scores], folder: Path) -> None:
@@ -122,27 +136,37 @@ def _trained(
 ) -> tuple[CorrectSettings | None, ProblemSettings, dict[str, Any]]:
     """The run's settings, those of the problem, and the run's result."""
     if settings.run is None:
-        return None, settings, {}
+        return None, settings.model_copy(update={"problem": settings.problem or USUAL}), {}
     found = RunFolder(settings.run)
     try:
         trained = CorrectSettings(**{**found.config, "threads": settings.threads})
     except ValidationError as error:
         raise Misuse(f"--run must name a folder of correct, got {settings.run}") from error
     result = found.result()
-    if result is None:
+    if result is None or not all(isinstance(result.get(k), int | float) for k in _COUNTS):
         raise Misuse(
             f"--run must name a finished run, got {settings.run}; finish it with --resume"
         )
     return trained, _as_trained(settings, trained), result
 
 
+def _refuse_making(settings: RolloutSettings, trained: CorrectSettings) -> None:
+    """Refuses to make trajectories in a folder that only a run, perhaps a stranger's, names."""
+    if settings.data is not None or trained.data is None:
+        return
+    if not any((trained.data / p / "trajectories.json").is_file() for p in (".", "reference")):
+        raise Misuse(
+            f"--data must be given again where the run's trajectories are not there any more, got "
+            f"none in {trained.data}"
+        )
+
+
 def _as_trained(settings: RolloutSettings, trained: CorrectSettings) -> ProblemSettings:
     """Takes what describes the problem from the run; refuses other wishes, but for its place."""
+    _refuse_making(settings, trained)
     update: dict[str, Any] = {"seed": trained.seed, "data": settings.data or trained.data}
-    for name in (
-        ProblemSettings.model_fields.keys() - CommonSettings.model_fields.keys() - {"data"}
-    ):
-        default = ProblemSettings.model_fields[name].default
+    for name in ProblemSettings.model_fields.keys() - WorkersFlags.model_fields.keys() - {"data"}:
+        default = RolloutSettings.model_fields[name].default
         asked, found = getattr(settings, name), getattr(trained, name)
         if asked not in (default, found):
             flag = name.replace("_", "-")

@@ -1,24 +1,32 @@
 """What is defended or certified: the settings that describe it, its data and its classifier."""
 
-__all__ = ["Anywhere", "DefenceSettings", "Scene", "as_answered", "scene"]
+__all__ = ["Anywhere", "DefenceSettings", "Scene", "as_answered", "held", "scene"]
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
+import torch
 from pydantic import AfterValidator, Field
 
 from deepzero_apps.cli.black_boxes import BlackBox, black_box
 from deepzero_apps.cli.choices import Dataset, splits_for
-from deepzero_apps.cli.settings import CommonSettings, Misuse
+from deepzero_apps.cli.settings import DrivenSettings, Misuse
+from deepzero_apps.cli.spreading import WorkersFlags
+from deepzero_apps.smoothing.blackbox import Classifier
+from deepzero_apps.smoothing.booth import Booth
 from deepzero_apps.smoothing.labels import LabelsOnly
+from deepzero_apps.smoothing.spread import Spread
 from deepzero_apps.vision import Splits
 
 Anywhere = Annotated[Path, AfterValidator(Path.absolute)]
 """A path that a run's settings name, found again from any working directory."""
 
 
-class DefenceSettings(CommonSettings):
+class DefenceSettings(DrivenSettings):
     """What is defended, and with what kind of denoiser."""
 
     dataset: Dataset = "digits"
@@ -61,13 +69,6 @@ class DefenceSettings(CommonSettings):
     objective: Literal["stability", "classification"] = "stability"
     """Wanted classes: the classifier's own clean answers (one query an image), or the labels."""
 
-    checkpoint_every: float = Field(20.0, ge=0)
-    """Seconds between checkpoints; 0 for one after every step."""
-
-    def record(self) -> dict[str, Any]:
-        """Returns the fields that define the result: how often it is stored does not."""
-        return {k: v for k, v in super().record().items() if k != "checkpoint_every"}
-
 
 Described = TypeVar("Described", bound=DefenceSettings)
 
@@ -109,6 +110,31 @@ def scene(settings: DefenceSettings) -> Scene:
     if settings.answers == "labels" and box.scores:
         box = replace(box, classifier=LabelsOnly(box.classifier), scores=False)
     return Scene(splits, box)
+
+
+@contextmanager
+def held(settings: WorkersFlags, classifier: Classifier) -> Iterator[Classifier]:
+    """Has a classifier held by workers for the time of a block, where there are to be any.
+
+    Args:
+        settings: How many workers, and where.
+        classifier: The black box.
+
+    Yields:
+        What asks the workers, a `Spread`; the classifier itself where there are none.
+
+    Raises:
+        Misuse: If there can be no workers, or a GPU is asked for by its number.
+    """
+    if settings.spreads and torch.device(settings.device).index:
+        raise Misuse(
+            f"--device must be cuda with workers, which get a GPU each, got {settings.device}"
+        )
+    with settings.pool(partial(Booth, str(Path.cwd()))) as pool:
+        if pool is None:
+            yield classifier
+        else:
+            yield Spread(classifier, pool, device=settings.device)
 
 
 def as_answered(settings: Described, view: Scene) -> Described:

@@ -28,13 +28,19 @@ class ServeSettings(DefenceSettings):
     """
 
     run: Anywhere | None = None
-    """The folder of a finished defend run; flags that contradict its settings are refused."""
+    """The folder of a finished defend run; flags that contradict its settings are refused. One whose
+    classifier is a module:object or a service needs --classifier again."""
 
     host: str = Field("127.0.0.1", min_length=1)
     """The address to listen on. There is no authentication: the default is this machine only."""
 
     port: int = Field(8000, ge=0, le=65535)
     """The port; 0 for a free one. The first line of output tells it."""
+
+    host_names: tuple[str, ...] = ()
+    """Names by which clients may ask a service that listens to this machine only, besides localhost and
+    its address: that of a proxy in front. Other names are refused, so that no web page can lead its
+    own name here. A service that listens elsewhere takes any name."""
 
     name: str = Field("smoothed", pattern=r"^[A-Za-z0-9._-]+$")
     """What clients call the model, in /v2/models/NAME."""
@@ -107,7 +113,9 @@ def run(settings: ServeSettings) -> int:
             device=settings.device,
             seed=settings.noise_seed,
         )
-        app = application(subject, limits, worker)
+        app = application(
+            subject, limits, worker, hosts=_hosts(listener.getsockname()[0], settings)
+        )
         serve(
             app,
             worker,
@@ -155,6 +163,14 @@ def _limits(settings: ServeSettings, subject: Subject) -> Limits:
         timeout=settings.timeout,
         rows=settings.rows,
     )
+
+
+def _hosts(address: str, settings: ServeSettings) -> set[str] | None:
+    """The names that requests may be sent to; None for any."""
+    if not ipaddress.ip_address(address).is_loopback:
+        return None
+    given = {name.lower().rstrip(".") for name in settings.host_names}
+    return {"localhost", "127.0.0.1", "::1", address, settings.host.lower(), *given}
 
 
 def _announce(listener: socket.socket) -> None:

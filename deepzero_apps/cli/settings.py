@@ -4,32 +4,91 @@ The model's fields are the flags, their docstrings the help. ``--config FILE`` n
 file of fields (a run's own ``config.json`` is one); flags override it.
 """
 
-__all__ = ["CommonSettings", "Misuse", "overridden", "read_config"]
+__all__ = [
+    "STANDARD_OUTPUT",
+    "UNRECORDED",
+    "CommonSettings",
+    "DrivenSettings",
+    "Misuse",
+    "PlainSettings",
+    "overridden",
+    "read_config",
+]
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from deepzero_apps.foreign import read_mapping
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Tuned = TypeVar("Tuned", bound="DataclassInstance")
 
+Tracking = Literal["tensorboard", "mlflow"]
+
+STANDARD_OUTPUT = Path("-")
+"""What ``--json`` is given to write to standard output."""
+
+UNRECORDED = frozenset(
+    {
+        "checkpoint_every",
+        "cluster",
+        "config",
+        "jobs",
+        "json_file",
+        "keep_checkpoints",
+        "log_level",
+        "out",
+        "resume",
+        "track",
+        "workers",
+    }
+)
+"""Fields that do not define a result: where it goes, how it is watched, who computes it."""
+
 
 class Misuse(Exception):
     """A command that cannot be carried out as it was given; exit code 2."""
 
 
-class CommonSettings(BaseModel):
+class PlainSettings(BaseModel):
     """Fields of every subcommand."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+    """Also write the result to this JSON file; - is standard output, and all else goes to standard error."""
+
+    config: Path | None = None
+    """Start from the fields of this JSON or YAML file; flags override it."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    """What is told on standard error: info for what happens, debug for how long it takes."""
+
+    @field_validator("json_file")
+    @classmethod
+    def _writable(cls, json_file: Path | None) -> Path | None:
+        """Finds out before minutes of work that the result could not be written."""
+        if json_file is None or json_file == STANDARD_OUTPUT:
+            return json_file
+        if json_file.is_dir() or not json_file.absolute().parent.is_dir():
+            raise ValueError(f"json must name a file in a folder that exists, got {json_file}")
+        return json_file
+
+    def record(self) -> dict[str, Any]:
+        """Returns the fields that define the result, for a run's folder."""
+        return self.model_dump(mode="json", exclude=set(UNRECORDED))
+
+
+class CommonSettings(PlainSettings):
+    """Fields of subcommands that compute."""
 
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of everything random: splits, initial weights, batches, noise, directions."""
@@ -39,12 +98,6 @@ class CommonSettings(BaseModel):
 
     threads: int = Field(1, ge=1)
     """Threads of each process; more than one pays off for images of 32x32 and larger networks."""
-
-    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
-    """Also write the result to this JSON file."""
-
-    config: Path | None = None
-    """Start from the fields of this JSON or YAML file; flags override it."""
 
     @field_validator("device")
     @classmethod
@@ -60,19 +113,29 @@ class CommonSettings(BaseModel):
             ) from error
         return device
 
-    @field_validator("json_file")
-    @classmethod
-    def _writable(cls, json_file: Path | None) -> Path | None:
-        """Finds out before minutes of work that the result could not be written."""
-        if json_file is not None and (
-            json_file.is_dir() or not json_file.absolute().parent.is_dir()
-        ):
-            raise ValueError(f"json must name a file in a folder that exists, got {json_file}")
-        return json_file
 
-    def record(self) -> dict[str, Any]:
-        """Returns the fields that define the result, for a run's folder."""
-        return self.model_dump(mode="json", exclude={"json_file", "config", "out", "resume"})
+class DrivenSettings(CommonSettings):
+    """Fields of subcommands that train step by step."""
+
+    checkpoint_every: float = Field(20.0, ge=0)
+    """Seconds between checkpoints; 0 for one after every step."""
+
+    keep_checkpoints: int = Field(2, ge=1, le=1_000_000)
+    """How many of the newest checkpoints are kept; the best on validation data is kept besides."""
+
+    track: Annotated[tuple[Tracking, ...], tyro.conf.UseAppendAction] = ()
+    """Also send metrics to tensorboard or mlflow; may be given for each. metrics.jsonl is always there."""
+
+    @field_validator("track")
+    @classmethod
+    def _installed(cls, track: tuple[Tracking, ...]) -> tuple[Tracking, ...]:
+        for name in track:
+            if find_spec(name) is None:
+                raise ValueError(
+                    f"track must name an installed package, got {name}; "
+                    f"pip install deepzero-apps[{name}]"
+                )
+        return tuple(dict.fromkeys(track))
 
 
 def overridden(tuned: Tuned, flags: BaseModel) -> Tuned:
@@ -85,17 +148,29 @@ def read_config(path: Path) -> dict[str, Any]:
     """Reads the fields of a JSON or YAML file.
 
     Raises:
-        Misuse: If the file cannot be read or holds no mapping.
+        Misuse: If the file cannot be read, holds no mapping, or says where to write outside of the
+            working directory.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        fields = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+        fields = read_mapping(path)
+    except ValueError as error:
         raise Misuse(
             f"--config must name a readable JSON or YAML file, got {path}: {error}"
         ) from error
-    if not isinstance(fields, Mapping) or not all(isinstance(key, str) for key in fields):
-        raise Misuse(
-            f"--config must hold a mapping of fields, got {type(fields).__name__} in {path}"
-        )
-    return {str(key): value for key, value in fields.items() if key != "versions"}
+    _refuse_writing(fields, path)
+    return {name: value for name, value in fields.items() if name != "versions"}
+
+
+def _refuse_writing(fields: Mapping[str, Any], path: Path) -> None:
+    """Refuses a file of settings, perhaps a stranger's, that names what would be overwritten."""
+    out = fields.get("out")
+    outside = isinstance(out, str) and (Path(out).is_absolute() or ".." in Path(out).parts)
+    for name, flag, wrong in (
+        ("json_file", "--json", "json_file" in fields),
+        ("out", "--out", outside),
+    ):
+        if wrong:
+            raise Misuse(
+                f"--config must not say where to write, got {name} {fields[name]!r} in {path}; give "
+                f"{flag} on the command line"
+            )

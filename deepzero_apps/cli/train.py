@@ -8,7 +8,10 @@ looked at once, after the last step.
 
 __all__ = ["TrainSettings", "run"]
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -16,18 +19,22 @@ from pydantic import Field, model_validator
 from rich.console import Console
 
 from deepzero_apps.cli.choices import Dataset, Network, network_for, splits_for
-from deepzero_apps.cli.settings import CommonSettings, Misuse
+from deepzero_apps.cli.settings import DrivenSettings, Misuse
+from deepzero_apps.cli.spreading import WorkersFlags
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from deepzero_apps.runs import RunFolder
     from deepzero_apps.vision import Splits
     from deepzero_apps.vision.training import Recipe
+    from deepzero_apps.zeroth_order.gradients import WeightGradient
     from deepzero_apps.zeroth_order.training import Training
 
 _INFINITY = float("inf")
 
 
-class TrainSettings(CommonSettings):
+class TrainSettings(WorkersFlags, DrivenSettings):
     """Trains a classifier from scratch: by backpropagation (fo), coordinates (cge), directions (rge)."""
 
     out: Path
@@ -129,9 +136,6 @@ class TrainSettings(CommonSettings):
     budget: int | None = Field(None, ge=1)
     """The most queries (network evaluations on a batch); the run ends cleanly before exceeding it."""
 
-    checkpoint_every: float = Field(30.0, ge=0)
-    """Seconds between checkpoints; 0 for one after every step."""
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.sparsity and self.estimator == "rge":
@@ -144,6 +148,11 @@ class TrainSettings(CommonSettings):
             raise ValueError(f"--precision must be float32 for {self.estimator}, got bfloat16")
         if self.q is not None and self.estimator != "rge":
             raise ValueError(f"--q must be left out for {self.estimator}, got {self.q}")
+        if self.spreads and self.estimator in ("fo", "outputs"):
+            raise ValueError(
+                f"--workers must be left out for {self.estimator}, got {self.workers}; cge and rge "
+                "come in pieces that workers can measure"
+            )
         return self
 
     def _refuse_options_of_sparse_weights(self) -> None:
@@ -154,10 +163,6 @@ class TrainSettings(CommonSettings):
                     f"{flag} must be left out unless weights are moved at --sparsity above 0, "
                     f"got {getattr(self, name)}"
                 )
-
-    def record(self) -> dict[str, Any]:
-        """Returns the fields that define the result: how often it is stored does not."""
-        return {k: v for k, v in super().record().items() if k != "checkpoint_every"}
 
 
 @dataclass(frozen=True)
@@ -180,10 +185,12 @@ def run(settings: TrainSettings) -> int:
     Returns:
         The exit code.
     """
-    from deepzero_apps.runs import RunFolder
+    from deepzero_apps.cli.driving import opened
 
-    task = _prepared(settings)
-    with RunFolder.create(settings.out, settings.record(), resume=settings.resume) as folder:
+    with (
+        _prepared(settings) as task,
+        opened("train", settings.out, settings, resume=settings.resume) as folder,
+    ):
         result = folder.result()
         if result is None:
             _train(task, settings, folder)
@@ -193,7 +200,8 @@ def run(settings: TrainSettings) -> int:
     return 0
 
 
-def _prepared(settings: TrainSettings) -> _Task:
+@contextmanager
+def _prepared(settings: TrainSettings) -> Iterator[_Task]:
     """Loads data and builds network and estimate; refuses what cannot work before any file."""
     from deepzero_apps.cli.training_gradient import gradient_for
     from deepzero_apps.vision import Splits
@@ -230,8 +238,38 @@ def _prepared(settings: TrainSettings) -> _Task:
         gradient = gradient_for(settings, network, splits, recipe, meter=meter, epoch=epoch)
     except BudgetExhausted as error:
         raise Misuse(f"--budget must cover the scores of --allocation: {error}") from error
-    training = classifier_training(network, splits.train, gradient, recipe, meter=meter)
-    return _Task(training, splits, recipe.steps, epoch, Weights(network).total)
+    with _spread(gradient, network, splits, recipe, settings=settings) as gradient:
+        training = classifier_training(network, splits.train, gradient, recipe, meter=meter)
+        yield _Task(training, splits, recipe.steps, epoch, Weights(network).total)
+
+
+@contextmanager
+def _spread(
+    gradient: "WeightGradient",
+    network: "nn.Module",
+    splits: "Splits",
+    recipe: "Recipe",
+    *,
+    settings: TrainSettings,
+) -> Iterator["WeightGradient"]:
+    """The same gradient, measured by workers if there are to be any."""
+    from deepzero_apps.vision.training import labelled_batch
+    from deepzero_apps.workers import Sharded
+    from deepzero_apps.workers.sharded import Measurer
+    from deepzero_apps.zeroth_order.pieces import Divisible
+    from deepzero_apps.zeroth_order.stale import Remembered
+
+    plain = gradient.plain if isinstance(gradient, Remembered) else gradient
+    if not isinstance(plain, Divisible):
+        yield gradient
+        return
+    batches = partial(labelled_batch, splits.train, recipe)
+    with settings.pool(partial(Measurer, network, plain, batches)) as pool:
+        if pool is None:
+            yield gradient
+            return
+        spread = Sharded(plain, pool)
+        yield Remembered(spread, gradient.decay) if isinstance(gradient, Remembered) else spread
 
 
 def _recipe(settings: TrainSettings, steps: int) -> "Recipe":

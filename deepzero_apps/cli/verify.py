@@ -16,10 +16,12 @@ import tyro
 from pydantic import Field, model_validator
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from deepzero_apps.cli.driving import write_json
 from deepzero_apps.cli.settings import CommonSettings, Misuse
+from deepzero_apps.foreign import printable
 from deepzero_apps.runs import RunFolder
 from deepzero_apps.smoothing.bounds import Settings
 from deepzero_apps.smoothing.verification.field_logs import Claim, LogError
@@ -44,6 +46,9 @@ class VerifySettings(CommonSettings):
     data: bool = False
     """Also make data, denoiser and classifier of a certify run again and compare fingerprints; a
     classifier of your own is shown one image."""
+
+    classifier: str = ""
+    """For --data: the run's own classifier again, where it is a module:object or a service."""
 
     sigma: float | None = Field(None, gt=0, le=1e6)
     """Standard deviation of the noise of a plain log."""
@@ -103,7 +108,7 @@ def _plan(path: Path) -> Plan | None:
         return None
     run_folder = RunFolder(folder)
     config, result = run_folder.config, run_folder.result() or {}
-    votes = Path(str(config["run"])) if config.get("command") == "recertify" else None
+    votes = Path(str(config.get("run"))) if config.get("command") == "recertify" else None
     shard, wanted = str(config.get("shard", "")), result.get("wanted")
     settings = _planned_settings(config)
     if not isinstance(wanted, int) or not _SHARD.fullmatch(shard):
@@ -153,7 +158,7 @@ def _scene(settings: VerifySettings) -> Scene:
         raise Misuse(f"--data must come with the folder of a certify run, got {settings.path}")
     run_settings = certifying(folder, device=settings.device)
     images = certified_images(run_settings)
-    classifier, suspect = classifier_again(run_settings)
+    classifier, suspect = classifier_again(run_settings, folder, settings.classifier)
     return Scene(
         images=images.pixels(), labels=images.labels, classifier=classifier, suspect=suspect
     )
@@ -161,9 +166,11 @@ def _scene(settings: VerifySettings) -> Scene:
 
 def _show(report: Report, most: int) -> None:
     console = Console(soft_wrap=True, highlight=False, emoji=False)
-    facts = Table(title=report.file, box=SIMPLE, show_header=False, pad_edge=False)
+    facts = Table(
+        title=escape(printable(report.file)), box=SIMPLE, show_header=False, pad_edge=False
+    )
     for name, value in report.facts:
-        facts.add_row(name, value)
+        facts.add_row(name, escape(printable(value)))
     facts.add_row("checked", "\n".join(report.checked))
     facts.add_row("not checked", "\n".join(report.unchecked))
     console.print(facts)

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deepzero_apps.cli.scenes import Scene
 from deepzero_apps.cli.settings import Misuse
-from deepzero_apps.smoothing.bounds import Procedure, Settings
+from deepzero_apps.smoothing.bounds import WITH_RADII, Procedure, Settings
 from deepzero_apps.smoothing.rules import rule_of
-from deepzero_apps.vision import Images
+from deepzero_apps.vision import Images, Splits
 
 RADII = (0.0, 0.25, 0.5, 0.75)
 
@@ -65,7 +65,7 @@ class Votes(BaseModel):
         Raises:
             Misuse: If they could never certify anything.
         """
-        decides = self.procedure in ("decide", "adaptive")
+        decides = self.procedure in WITH_RADII
         try:
             settings = Settings(
                 sigma=sigma,
@@ -84,5 +84,9 @@ class Votes(BaseModel):
 
     def chosen(self, view: Scene) -> Images:
         """Returns the images to certify."""
-        every = view.splits.test if self.split == "test" else view.splits.validation
+        return self.part_of(view.splits)
+
+    def part_of(self, splits: Splits) -> Images:
+        """Returns the images to certify, of data on any device."""
+        every = splits.test if self.split == "test" else splits.validation
         return every.subset(slice(0, self.images or len(every)))

@@ -24,7 +24,6 @@ __all__ = [
 
 from deepzero_apps.correction.correctors import Corrector
 from deepzero_apps.correction.credit import Credit
-from deepzero_apps.correction.methods import Windowed
 from deepzero_apps.correction.probing import probe
 from deepzero_apps.correction.problem import Problem
 from deepzero_apps.correction.rollout import Corrected, rollout
@@ -32,3 +31,4 @@ from deepzero_apps.correction.simulator import Simulator
 from deepzero_apps.correction.training import correction_training
 from deepzero_apps.correction.trajectories import Trajectories
 from deepzero_apps.correction.unrolled import Loop, Objective
+from deepzero_apps.correction.windowed import Windowed

@@ -31,7 +31,7 @@ that are paid for anyway.
 
 __all__ = ["Credit"]
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -92,17 +92,74 @@ class Credit:
         Raises:
             ValueError: If q is less than 2.
         """
+        powers = self.powers(signs, responses, first_lag=first_lag)
+        self.learn({lag: now.to(responses) for lag, now in powers.items()})
+        return self.estimate(signs, responses, self.windows(powers))
+
+    def powers(self, signs: Tensor, responses: Tensor, *, first_lag: int) -> dict[int, Tensor]:
+        """Measures signal and total power by lag and offset, eqs. (2), (3); learns nothing.
+
+        Equal pieces may be measured apart: the mean of their powers is that of them all.
+
+        Args:
+            signs: As `assign` has them.
+            responses: As `assign` has them.
+            first_lag: As `assign` has it.
+
+        Returns:
+            By lag, float64 ``(2, channels, c, 2 r + 1, 2 r + 1)``.
+
+        Raises:
+            ValueError: If q is less than 2.
+        """
         n, q = signs.shape[:2]
         if q < 2:
             raise ValueError(f"q must be at least 2, to tell signal from noise, got {q}")
-        self._updates += 1
-        total = torch.zeros_like(signs[:, 0])
+        if n <= first_lag:
+            return {}
+        size = self._size(signs)
+        both = signs[: n - first_lag], responses[first_lag:]
+        products = [torch.fft.rfft2((x * x.roll(1, 1)).double(), s=size) for x in both]
+        squares = [torch.fft.rfft2(x.square().double(), s=size) for x in both]
+        powers = {}
         for lag in range(first_lag, n):
+            kept, passed = n - lag, lag - first_lag
+            signal, single = (
+                self._correlated(a[:kept], b[passed:], like=signs) for a, b in (products, squares)
+            )
+            powers[lag] = torch.stack((signal, signal + (single - signal) / q))
+        return powers
+
+    def learn(self, powers: Mapping[int, Tensor]) -> None:
+        """Takes an update's powers into the moments."""
+        self._updates += 1
+        kept = min(self.memory, 1 - 1 / self._updates)  # a mean of all at first
+        for lag, now in powers.items():
+            before = self._moments.get(lag)
+            self._moments[lag] = now if before is None else kept * before + (1 - kept) * now
+
+    def estimate(self, signs: Tensor, responses: Tensor, windows: Mapping[int, Tensor]) -> Tensor:
+        r"""Weighs causes and effects by windows, eq. (2); learns nothing.
+
+        Args:
+            signs: As `assign` has them.
+            responses: As `assign` has them.
+            windows: The factors by lag, as `windows` gives them.
+
+        Returns:
+            The estimate :math:`\lambda`, of shape ``(n, b, channels, rows, columns)``.
+        """
+        n = len(signs)
+        total = torch.zeros_like(signs[:, 0])
+        for lag, window in windows.items():
             causes, effects = signs[: n - lag], responses[lag:]
-            self._measure(lag, causes, effects)
-            believed = functional.conv2d(self._padded(effects), self.window(lag))
+            believed = functional.conv2d(self._padded(effects), window)
             total[: n - lag] += (causes * believed.unflatten(0, causes.shape[:3])).mean(1)
         return total
+
+    def windows(self, lags: Iterable[int]) -> dict[int, Tensor]:
+        """Returns the factors at some lags, each as `window` has it."""
+        return {lag: self.window(lag) for lag in lags}
 
     def share(self, changes: Tensor, predicted: Tensor) -> float:
         """Fits how much of a prediction comes true, by least squares over fading updates.
@@ -114,9 +171,16 @@ class Credit:
         Returns:
             The slope of the one on the other.
         """
-        now = (float((changes * predicted).sum()), float(predicted.square().sum()))
-        kept = self.memory
-        before = self._fit
+        return self.fit(self.sums(changes, predicted))
+
+    @staticmethod
+    def sums(changes: Tensor, predicted: Tensor) -> tuple[float, float]:
+        """Returns the two sums that least squares need; those of pieces add up."""
+        return float((changes * predicted).sum()), float(predicted.square().sum())
+
+    def fit(self, now: tuple[float, float]) -> float:
+        """Takes an update's `sums` into the fit, and returns the slope."""
+        kept, before = self.memory, self._fit
         self._fit = (
             now
             if before is None
@@ -144,28 +208,19 @@ class Credit:
         self._fit = None if state["fit"] is None else tuple(state["fit"])
         self._moments = {int(lag): moments for lag, moments in state["moments"].items()}
 
-    def _measure(self, lag: int, causes: Tensor, effects: Tensor) -> None:
-        now = self._powers(causes, effects)
-        before = self._moments.get(lag)
-        kept = min(self.memory, 1 - 1 / self._updates)  # a mean of all at first
-        self._moments[lag] = now if before is None else kept * before + (1 - kept) * now
+    def _size(self, x: Tensor) -> tuple[int, int]:
+        """The grid of the transforms: zeros around, so that nothing comes in again."""
+        down, across = self._radii(x)
+        rows, columns = x.shape[-2:]
+        beyond = 0 if self.periodic else 1
+        return rows + beyond * down, columns + beyond * across
 
-    def _powers(self, causes: Tensor, effects: Tensor) -> Tensor:
-        """Signal and total power by offset, ``(2, channels, c, 2 r + 1, 2 r + 1)``, eqs. (2), (3)."""
-        signal = self._correlated(*(x * x.roll(1, 1) for x in (causes, effects)))
-        single = self._correlated(causes.square(), effects.square())
-        return torch.stack((signal, signal + (single - signal) / causes.shape[1])).to(effects)
-
-    def _correlated(self, a: Tensor, b: Tensor) -> Tensor:
-        """The mean of a(k) b(k + o) over all but channels and offsets o, float64."""
-        down, across = self._radii(a)
-        rows, columns = a.shape[-2:]
-        beyond = 0 if self.periodic else 1  # zeros around, so that nothing comes in again
-        size = (rows + beyond * down, columns + beyond * across)
-        first, second = (torch.fft.rfft2(x.double(), s=size) for x in (a, b))
-        together = torch.einsum("nqbzij,nqbcij->zcij", first.conj(), second)
-        sums = torch.fft.irfft2(together, s=size).roll((down, across), (-2, -1))
-        count = a[:, :, :, 0].numel()
+    def _correlated(self, a: Tensor, b: Tensor, *, like: Tensor) -> Tensor:
+        """The mean of a(k) b(k + o) over all but channels and offsets o, from their transforms."""
+        down, across = self._radii(like)
+        together = torch.einsum("nqbzij,nqbcij->zcij", a.conj(), b)
+        sums = torch.fft.irfft2(together, s=self._size(like)).roll((down, across), (-2, -1))
+        count = a.shape[0] * like[0, :, :, 0].numel()
         means: Tensor = sums[..., : 2 * down + 1, : 2 * across + 1] / count
         return means
 

@@ -17,12 +17,7 @@ method          :math:`\lambda_t`                                               
 `fo`            autograd through a differentiable twin of the simulator              n
 =============== ==================================================================== ================
 
-Corrections inside of a step leave `nog` nothing. `zo-field` then predicts that a control changes its own
-step's answer by :math:`\beta \Phi z`, as it would after the step, and fits :math:`\beta` to what the signs did:
-1 for an acceleration that passes the simulator unchanged, 0 for one that is not like that. The
-windows see what is left over, so the prediction costs no bias, only takes noise away.
-
-`zo-weights` knows nothing of (1): see ``weight_methods``. `non` is `nog` on pieces of one step, from states
+The windowed estimate is that of ``windowed``. `zo-weights` knows nothing of (1): see ``weight_methods``. `non` is `nog` on pieces of one step, from states
 of the reference.
 
 References:
@@ -34,9 +29,10 @@ __all__ = [
     "Colored",
     "Method",
     "ThroughTwin",
-    "Windowed",
     "WithoutSolver",
+    "at_once",
     "direct",
+    "plane",
     "pull_back",
 ]
 
@@ -50,11 +46,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepzero_apps.correction.coloured import Coloring, coloured_step
-from deepzero_apps.correction.credit import Credit
 from deepzero_apps.correction.simulator import Twin
 from deepzero_apps.correction.unrolled import Loop, Objective, Windows
-from deepzero_apps.zeroth_order.directions import Rademacher
-from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.training import Observation
 
 Native = NDArray[Any] | None
@@ -106,67 +99,6 @@ class WithoutSolver:
     def queries(self, steps: int) -> int:
         """Returns the state-steps that a window of so many steps costs."""
         return steps
-
-
-@dataclass(frozen=True)
-class Windowed:
-    """`zo-field` for a simulator that acts far: signs on all controls, windows of credit.
-
-    Args:
-        mu: The size of the signs, in the units of the controls.
-        q: The number of directions, at least 2.
-        credit: The windows; learns, and is to be stored with the run.
-        seed: The seed of the signs.
-
-    Raises:
-        ValueError: If ``mu`` is not positive or ``q`` less than 2.
-    """
-
-    mu: float
-    q: int
-    credit: Credit
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check_positive(mu=self.mu)
-        if self.q < 2:
-            raise ValueError(f"q must be at least 2, to tell signal from noise, got {self.q}")
-
-    def __call__(
-        self, loop: Loop, objective: Objective, windows: Windows, *, step: int
-    ) -> Observation:
-        """Writes the gradient of the mean loss over the windows."""
-        b, n, k = len(windows.fields), windows.steps, self.q + 1
-        signs = self._signs(loop, windows, step)
-        still = torch.zeros_like(signs[:, :1])
-        pushes = self.mu * torch.cat((still, signs), 1).flatten(1, 2)
-        trace = loop.run(
-            windows.repeated(k), push=pushes.__getitem__
-        )  # base and displaced, at once
-        states = trace.states.unflatten(1, (k, b))
-        cotangents = objective.cotangents(states[:, 0], windows)
-        changes = (states[:, 1:] - states[:, :1]) / self.mu
-        own = loop.corrector.correction(signs.flatten(0, 2), windows.grid)
-        own = own.unflatten(0, (n, self.q, b))
-        share = self.credit.share(changes, own) if loop.inside else 1.0
-        responses = _on_plane((changes - share * own) * cotangents[:, None])
-        unit = responses.abs().max().clamp_min(torch.finfo(responses.dtype).tiny)
-        estimate = self.credit.assign(
-            signs.float(), (responses / unit).float(), first_lag=0 if loop.inside else 1
-        )
-        own_part = share * _at_once(loop, cotangents)
-        pull_back(loop, trace.features[:, :b], own_part + estimate.double() * unit)
-        return _observation(objective, states[:, 0], windows)
-
-    def queries(self, steps: int) -> int:
-        """Returns the state-steps that a window of so many steps costs."""
-        return (self.q + 1) * steps
-
-    def _signs(self, loop: Loop, windows: Windows, step: int) -> Tensor:
-        b, grid = len(windows.fields), _plane(windows.grid)
-        shape = (windows.steps, self.q, b, loop.corrector.output.channels, *grid)
-        like = windows.fields.new_empty(shape)
-        return Rademacher().sample(like, generator=generator_for(self.seed, "signs", step))
 
 
 @dataclass(frozen=True)
@@ -264,15 +196,15 @@ def direct(loop: Loop, cotangents: Tensor) -> Tensor:
     Returns:
         Of shape ``(n, b, channels, rows, columns)``; zero where corrections act inside.
     """
-    gradient = _at_once(loop, cotangents)
+    gradient = at_once(loop, cotangents)
     return torch.zeros_like(gradient) if loop.inside else gradient
 
 
-def _at_once(loop: Loop, cotangents: Tensor) -> Tensor:
+def at_once(loop: Loop, cotangents: Tensor) -> Tensor:
     """The gradient if a control changed its step's answer by its correction and by nothing else."""
     n, b = cotangents.shape[:2]
     grid = tuple(cotangents.shape[3:])
-    shape = (n * b, loop.corrector.output.channels, *_plane(grid))
+    shape = (n * b, loop.corrector.output.channels, *plane(grid))
     controls = torch.zeros(shape, dtype=torch.float64, device=cotangents.device)
     with torch.enable_grad():
         controls.requires_grad_()
@@ -323,13 +255,9 @@ def _observation(objective: Objective, states: Tensor, windows: Windows) -> Obse
     return Observation(float(objective.losses(states, windows).mean()))
 
 
-def _plane(grid: tuple[int, ...]) -> tuple[int, ...]:
+def plane(grid: tuple[int, ...]) -> tuple[int, ...]:
     """The grid as the network has it: a line of cells is a grid of one row."""
     return grid if len(grid) == 2 else (1, *grid)
-
-
-def _on_plane(x: Tensor) -> Tensor:
-    return x if x.ndim == 6 else x.unsqueeze(-2)
 
 
 def _check_positive(**values: float) -> None:

@@ -22,11 +22,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 
 from deepzero_apps.correction.evaluation import Scores
 from deepzero_apps.correction.metrics import Interval, interval
 from deepzero_apps.correction.simulator import Array
+from deepzero_apps.foreign import printable
 
 # Okabe and Ito's colors, told apart by color-blind readers; dashes tell them apart in gray.
 _LOOKS: dict[str, tuple[str, Any]] = {
@@ -115,7 +117,9 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     """
     if len(rows) == 0:
         raise ValueError("rows must hold at least one row, got none")
-    result = Table(title=title, box=SIMPLE, collapse_padding=True, pad_edge=False)
+    result = Table(
+        title=escape(printable(title or "")), box=SIMPLE, collapse_padding=True, pad_edge=False
+    )
     result.add_column("method", no_wrap=True)
     for name in ("MAE", "±95 %", "rel. L2", "corr. time", "spectrum", "diverg.", "blow-ups",
                  "sim. steps", "seconds"):  # fmt: skip
@@ -123,7 +127,7 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     for row in rows:
         spread, divergence = row["mae_interval"], row["divergence"]
         result.add_row(
-            row["method"],
+            escape(printable(row["method"])),
             f"{row['mae']:.4f}",
             "" if spread is None else f"{spread:.4f}",
             f"{row['relative_l2']:.3f}",

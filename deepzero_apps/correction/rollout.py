@@ -37,6 +37,7 @@ class Corrected:
         self, simulator: Simulator, corrector: Corrector, *, inside: bool = False, dt: float = 1.0
     ) -> None:
         self._loop = Loop(simulator, corrector, inside=inside, dt=dt)
+        self.corrector = corrector
         self.shape = tuple(simulator.shape)
         self.reach: float | None = None
         self.accepts_forcing = simulator.accepts_forcing
@@ -131,6 +132,7 @@ def rollout(
     *,
     steps: int,
     limit: float = 1e3,
+    largest: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Array:
     """Runs simulations; one that blows up is given up and does not harm the others.
@@ -144,6 +146,7 @@ def rollout(
         limit: A state with a number larger than this many times the largest of all starts, or one
             that is not finite, or that the simulator fails on after the first step, has blown up;
             the rest of its rollout is NaN.
+        largest: That largest number, where these are not all starts; measured by default.
         progress: Told the number of steps done and to do, after each step.
 
     Returns:
@@ -158,7 +161,8 @@ def rollout(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    most = limit * max(float(np.abs(fields).max()), np.finfo(np.float64).tiny)
+    measured = float(np.abs(fields).max()) if largest is None else largest
+    most = limit * max(measured, np.finfo(np.float64).tiny)
     states = np.full((len(fields), steps, *fields.shape[1:]), np.nan)
     alive = np.arange(len(fields))
     for t in range(steps):

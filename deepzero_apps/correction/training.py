@@ -6,6 +6,7 @@ Every step draws a minibatch of pieces of the training simulations. All draws ar
 
 __all__ = ["Recipe", "correction_training", "one_step_error", "pieces"]
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,8 +106,23 @@ def correction_training(
     )
 
 
-def pieces(trajectories: Trajectories, recipe: Recipe, step: int) -> Windows:
+def pieces(
+    trajectories: Trajectories,
+    recipe: Recipe,
+    step: int,
+    *,
+    only: Sequence[int] | None = None,
+) -> Windows:
     """Draws the minibatch of a training step: a simulation and a first frame for each piece.
+
+    Args:
+        trajectories: The training simulations.
+        recipe: How many pieces of how many steps, and the seed.
+        step: The number of the training step.
+        only: Which pieces of the minibatch are wanted; all by default.
+
+    Returns:
+        The pieces.
 
     Raises:
         ValueError: If the simulations have too few frames.
@@ -120,6 +136,8 @@ def pieces(trajectories: Trajectories, recipe: Recipe, step: int) -> Windows:
     generator = generator_for(recipe.seed, "pieces", step)
     which = torch.randint(simulations, (recipe.batch,), generator=generator).numpy()
     first = torch.randint(frames - recipe.unrolled, (recipe.batch,), generator=generator).numpy()
+    if only is not None:
+        which, first = which[list(only)], first[list(only)]
     after = first[:, None] + np.arange(1, recipe.unrolled + 1)
     native = trajectories.native
     return Windows(

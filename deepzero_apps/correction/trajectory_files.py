@@ -4,7 +4,7 @@
     | ``simulation_0000.npz``   | one simulation: fields, native, parameter, settings
     | ``lock``                  | held while a process writes here
 
-Each file is written under another name and renamed once it is whole, so that a making that was
+Each file is written under another name and renamed once it is whole and on the disk, so that a making that was
 killed continues with the simulations that are missing; a simulation depends on nothing but its own
 start, so that the result is the same to the bit (by the same versions). No array is used before its
 file's checksum is verified, and nothing is ever unpickled.
@@ -12,15 +12,12 @@ file's checksum is verified, and nothing is ever unpickled.
 
 __all__ = ["TrajectoryError", "TrajectoryFolder", "load"]
 
-import fcntl
 import hashlib
 import io
 import json
 import math
-import os
-import re
-import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -29,13 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import deepzero_apps
+from deepzero_apps import files
 from deepzero_apps.correction.trajectories import Trajectories, join
+from deepzero_apps.files import InUse, is_temporary
+from deepzero_apps.foreign import read_arrays
 
 _INDEX = "trajectories.json"
 _LOCK = "lock"
-_TEMPORARY = re.compile(r"(trajectories\.json|simulation_\d+\.npz)\.tmp")
 _SHOWN = 5
-_NO_ARRAYS = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile)
+_NO_ARRAYS = (ValueError, KeyError, OSError)
 
 
 class TrajectoryError(Exception):
@@ -78,8 +77,9 @@ class TrajectoryFolder:
         self._lock: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.path.mkdir(parents=True, exist_ok=True)
-        _refuse_foreign(self.path)
+        with _explained("made", self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            _refuse_foreign(self.path)
         self._lock = _locked(self.path)
         try:
             self._open()
@@ -136,9 +136,8 @@ class TrajectoryFolder:
         return load(self.path, self.settings)
 
     def _open(self) -> None:
-        for path in self.path.iterdir():
-            if _TEMPORARY.fullmatch(path.name):
-                path.unlink()
+        with _explained("tidied", self.path):
+            files.remove_temporary(self.path)
         if not (self.path / _INDEX).exists():
             self._write_index()
         index = _read_index(self.path)
@@ -225,34 +224,35 @@ def _refuse_others(found: Mapping[str, Any], expected: Mapping[str, Any], path: 
 
 def _refuse_foreign(folder: Path) -> None:
     """Refuses a folder of something else, before anything is written to it."""
-    names = sorted(path.name for path in folder.iterdir())
-    foreign = [n for n in names if n != _LOCK and not _TEMPORARY.fullmatch(n)]
-    if foreign and _INDEX not in names:
+    found = sorted(folder.iterdir())
+    foreign = [path.name for path in found if path.name != _LOCK and not is_temporary(path)]
+    if foreign and folder / _INDEX not in found:
         raise TrajectoryError(
             f"{folder} must be empty or hold trajectories, got {foreign[0]!r} in it; "
             "choose another folder"
         )
 
 
+def _explained(action: str, path: Path) -> AbstractContextManager[None]:
+    return files.explained(
+        action, path, TrajectoryError, again="make the rest with the command that began it"
+    )
+
+
 def _locked(folder: Path) -> IO[bytes]:
-    file = (folder / _LOCK).open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise TrajectoryError(
-            f"{folder} is being made by another process; wait for it or choose another folder"
-        ) from None
-    return file
+    with _explained("locked", folder):
+        try:
+            return files.lock(folder / _LOCK)
+        except InUse as error:
+            raise TrajectoryError(
+                f"{folder} is being made by another process ({error.owner}); "
+                "wait for it or choose another folder"
+            ) from None
 
 
 def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with _explained("written", path):
+        files.replace(path, data)
 
 
 def _packed(simulation: Trajectories, settings: Mapping[str, Any]) -> bytes:
@@ -269,14 +269,14 @@ def _packed(simulation: Trajectories, settings: Mapping[str, Any]) -> bytes:
 
 
 def _unpacked(data: bytes) -> dict[str, NDArray[Any]]:
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        return dict(archive)
+    return read_arrays(io.BytesIO(data))
 
 
 def _read(path: Path, digest: str, settings: Mapping[str, Any]) -> Trajectories:
     if not path.exists():
         raise TrajectoryError(f"{path} is missing; make it with the command that made the others")
-    data = path.read_bytes()
+    with _explained("read", path):
+        data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
         _refuse_stranger(path, data, settings)
         raise TrajectoryError(
@@ -308,11 +308,13 @@ def _read_index(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise TrajectoryError(f"{folder} holds no trajectories: it has no {_INDEX}")
     kinds = {"settings": dict, "parameters": list, "files": dict}
+    with _explained("read", path):
+        text = path.read_bytes()
     try:
-        index: dict[str, Any] = json.loads(path.read_bytes())
+        index: dict[str, Any] = json.loads(text)
         whole = all(isinstance(index[key], kind) for key, kind in kinds.items())
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise TrajectoryError(f"{path} is damaged: {error!r}; restore it") from error
-    if not whole:
+    if not whole or not index["parameters"]:
         raise TrajectoryError(f"{path} is damaged: it must hold {', '.join(kinds)}; restore it")
     return index

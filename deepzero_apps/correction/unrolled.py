@@ -28,7 +28,7 @@ __all__ = [
     "loss_weights",
 ]
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -192,7 +192,6 @@ class Loop:
         fields, native = advance(fields, native, None)
         return fields + correction(fields), native
 
-    @torch.no_grad()
     def run(
         self, windows: Windows, *, push: Push | None = None, networks: Networks | None = None
     ) -> Trace:
@@ -206,24 +205,56 @@ class Loop:
         Returns:
             The trace.
         """
+        (trace,) = self.run_together([windows], pushes=[push], networks=networks)
+        return trace
+
+    @torch.no_grad()
+    def run_together(
+        self,
+        sets: Sequence[Windows],
+        *,
+        pushes: Sequence[Push | None],
+        networks: Networks | None = None,
+    ) -> list[Trace]:
+        """Runs sets of pieces that share the simulator's calls and nothing else.
+
+        As the simulator's rows do not depend on each other, a set's bits are those it has alone.
+
+        Args:
+            sets: Where the pieces of each start, all of one number of steps.
+            pushes: What is added to the controls of each set.
+            networks: As `run` has it.
+
+        Returns:
+            The trace of each.
+        """
         network = networks if networks is not None else self.corrector.network
-        fields, native = windows.fields, windows.native
-        seen, states = [], []
+        sizes = [len(one.fields) for one in sets]
+        parameters = torch.cat([one.parameters for one in sets])
+        fields, native = torch.cat([one.fields for one in sets]), _joined(sets)
+        seen: list[list[Tensor]] = [[] for _ in sets]
+        states = []
 
         def advanced(state: Tensor, kept: Native, forcing: Tensor | None) -> tuple[Tensor, Native]:
-            return advance(self.simulator, state, windows.parameters, kept, forcing=forcing)
+            return advance(self.simulator, state, parameters, kept, forcing=forcing)
 
-        for t in range(windows.steps):
+        def corrected(state: Tensor, which: int, t: int) -> Tensor:
+            windows, push = sets[which], pushes[which]
+            seen[which].append(self.corrector.features(state, windows.parameters))
+            controls: Tensor = network(seen[which][-1]).double()
+            pushed = controls if push is None else controls + push(t)
+            return self.corrector.correction(pushed, windows.grid)
+
+        for t in range(sets[0].steps):
 
             def correction(state: Tensor, t: int = t) -> Tensor:
-                seen.append(self.corrector.features(state, windows.parameters))
-                controls: Tensor = network(seen[-1]).double()
-                pushed = controls if push is None else controls + push(t)
-                return self.corrector.correction(pushed, windows.grid)
+                parts = enumerate(state.split(sizes))
+                return torch.cat([corrected(part, which, t) for which, part in parts])
 
             fields, native = self.step(fields, native, advance=advanced, correction=correction)
             states.append(fields)
-        return Trace(torch.stack(seen), torch.stack(states))
+        by_set = torch.stack(states).split(sizes, 1)
+        return [Trace(torch.stack(own), one) for own, one in zip(seen, by_set, strict=True)]
 
 
 def advance(
@@ -264,6 +295,11 @@ def loss_weights(loss: LossName, steps: int, *, every: int = 2) -> Tensor:
     kept = torch.arange(steps - 1, -1, -spacing)
     weights[kept] = 1 / len(kept)
     return weights
+
+
+def _joined(sets: Sequence[Windows]) -> Native:
+    natives = [one.native for one in sets if one.native is not None]
+    return np.concatenate(natives) if natives else None
 
 
 def _repeat(x: Tensor, k: int) -> Tensor:

@@ -1,9 +1,6 @@
-"""Files that survive a crash: replaced as a whole, extended by whole lines, locked by one process.
+"""Crash-safe files (:mod:`deepzero_apps.files`) as a run's folder needs them.
 
-Replacing follows the usual protocol of POSIX file systems: write a temporary file in the same
-folder, fsync it, rename it over the old one, fsync the folder. A process killed at any moment
-leaves the old content or the new, and perhaps a temporary file, which :func:`remove_temporary`
-clears away. Every ``OSError`` becomes a :class:`RunFolderError` that names the file and a way out.
+Every ``OSError`` becomes a :class:`RunFolderError` that names the file and a way out.
 """
 
 __all__ = [
@@ -17,27 +14,19 @@ __all__ = [
     "sync",
 ]
 
-import errno
-import fcntl
-import os
-import re
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+from deepzero_apps import files
+from deepzero_apps.files import InUse, is_temporary, sync
 
 
 class RunFolderError(Exception):
     """A run's folder, or a file in it, cannot be used as asked. The message says why."""
 
 
-@contextmanager
-def explained(action: str, path: Path) -> Iterator[None]:
+def explained(action: str, path: Path) -> AbstractContextManager[None]:
     """Turns an ``OSError`` of its block into a :class:`RunFolderError` with a remedy.
 
     Args:
@@ -47,19 +36,9 @@ def explained(action: str, path: Path) -> Iterator[None]:
     Raises:
         RunFolderError: If the block raises ``OSError``.
     """
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunFolderError(f"{path} cannot be {action}: {reason}; {_remedy(error)}") from error
-
-
-def _remedy(error: OSError) -> str:
-    if error.errno in _FULL:
-        return "what was there before is intact; free some space and continue with --resume"
-    if error.errno in _FORBIDDEN:
-        return "choose a folder that you may write to with --out"
-    return "check the path, or choose another with --out"
+    return files.explained(
+        action, path, RunFolderError, again="continue with --resume", elsewhere=" with --out"
+    )
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -72,17 +51,8 @@ def replace(path: Path, data: bytes) -> None:
     Raises:
         RunFolderError: If it cannot be written; the old content is then intact.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with explained("written", path):
-        try:
-            with temporary.open("xb", buffering=0) as file:
-                _write_all(file, data)
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            sync(path.parent)
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
+        files.replace(path, data)
 
 
 def append(path: Path, data: bytes) -> None:
@@ -97,35 +67,12 @@ def append(path: Path, data: bytes) -> None:
     Raises:
         RunFolderError: If it cannot be written; the file is then as it was.
     """
-    with explained("extended", path), path.open("ab", buffering=0) as file:
-        end = file.tell()
-        try:
-            _write_all(file, data)
-        except OSError:
-            file.truncate(end)
-            raise
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk.
-
-    Args:
-        path: The file or folder.
-
-    Raises:
-        OSError: If it cannot be opened or the disk reports an error.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with explained("extended", path):
+        files.append(path, data)
 
 
 def lock(path: Path) -> IO[bytes]:
     """Takes an exclusive lock, which ends when the file is closed or the process dies.
-
-    A child made by ``fork`` shares the lock, and holds it for as long as it lives.
 
     Args:
         path: The lock's file; made if it is absent. It holds the owner's process id.
@@ -137,28 +84,13 @@ def lock(path: Path) -> IO[bytes]:
         RunFolderError: If another process, or this one, holds the lock already.
     """
     with explained("locked", path):
-        file = path.open("ab+", buffering=0)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.truncate(0)
-            file.write(str(os.getpid()).encode())
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read(20).decode(errors="replace") or "unknown"
-            file.close()
+            return files.lock(path)
+        except InUse as error:
             raise RunFolderError(
-                f"{path.parent} is in use by another run (process {owner}); "
+                f"{path.parent} is in use by another run (process {error.owner}); "
                 "wait for it to end or choose another --out"
             ) from None
-        except OSError:
-            file.close()
-            raise
-    return file
-
-
-def is_temporary(path: Path) -> bool:
-    """Whether a file's name is one that :func:`replace` gives to its temporary files."""
-    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def remove_temporary(folder: Path) -> None:
@@ -171,12 +103,4 @@ def remove_temporary(folder: Path) -> None:
         RunFolderError: If a file cannot be removed.
     """
     with explained("tidied", folder):
-        for path in filter(is_temporary, list(folder.iterdir())):
-            path.unlink()
-
-
-def _write_all(file: IO[bytes], data: bytes) -> None:
-    # A raw write may stop short, on a full disk for one; the next call then says why.
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
+        files.remove_temporary(folder)

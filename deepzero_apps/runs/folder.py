@@ -2,7 +2,7 @@
 
     | ``config.json``     | the resolved settings, and under ``versions`` what they ran with
     | ``metrics.jsonl``   | one row a line, as the run goes
-    | ``checkpoints/``    | the newest two states to continue from
+    | ``checkpoints/``    | the newest states to continue from, and the best on validation data
     | ``result.json``     | what came out; its presence says that the run is finished
     | ``lock``            | held while a process writes here
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from deepzero_apps.runs import checkpoints
+from deepzero_apps.runs.checkpoints import Best, Checkpoints
 from deepzero_apps.runs.files import (
     RunFolderError,
     append,
@@ -29,8 +29,10 @@ from deepzero_apps.runs.files import (
     sync,
 )
 from deepzero_apps.runs.records import differences, dumps, loads, plain, versions
+from deepzero_apps.runs.tracking import Tracker, Untracked
 from deepzero_apps.runs.trees import Tree
 
+_CHECKPOINTS = "checkpoints"
 _SHOWN = 5
 
 
@@ -43,7 +45,8 @@ class RunFolder:
     Attributes:
         path: The folder.
         config: The settings of the run, without the versions.
-        versions: What the run was started with: package, Python, torch, numpy, git, seed.
+        versions: What the run was started with: package, Python, torch, numpy, git, seed, and
+            the command, where it is known.
 
     Raises:
         RunFolderError: If the folder holds no run, or its ``config.json`` is damaged.
@@ -66,10 +69,18 @@ class RunFolder:
         self.config = _read_object(self._config_file)
         self.versions: dict[str, Any] = self.config.pop("versions", {})
         self._lock: IO[bytes] | None = None
+        self._checkpoints = Checkpoints(self._checkpoint_folder)
+        self._tracker: Tracker = Untracked()
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], config: dict[str, Any], *, resume: bool
+        cls,
+        path: str | os.PathLike[str],
+        config: dict[str, Any],
+        *,
+        resume: bool,
+        keep: int = 2,
+        command: str | None = None,
     ) -> "RunFolder":
         """Makes the folder of a new run, or opens that of the same run to continue it.
 
@@ -78,17 +89,20 @@ class RunFolder:
             config: The resolved settings, of JSON's types; ``versions`` is taken.
             resume: Whether to continue a run that the folder holds. A folder without a run is
                 made in either case.
+            keep: How many of the newest checkpoints are kept, at least 1; the best besides.
+            command: What the run is one of, such as ``train``; noted beside the versions.
 
         Returns:
             The folder, locked until it is closed; a context manager.
 
         Raises:
-            TypeError: If the settings are no dict of JSON's types.
-            ValueError: If the settings have a field ``versions``.
+            TypeError: If the settings are no dict of JSON's types, or ``keep`` no int.
+            ValueError: If the settings have a field ``versions``, or ``keep`` is not positive.
             RunFolderError: If the folder belongs to another run or to something else, is in
                 use, or cannot be written. It is then as it was.
         """
         path, settings = Path(path), _settings(config)
+        checkpoints = Checkpoints(path / _CHECKPOINTS, keep=keep)
         _holds_run(path, settings, resume=resume)
         with explained("made", path):
             path.mkdir(parents=True, exist_ok=True)
@@ -96,19 +110,32 @@ class RunFolder:
         try:
             # Asked again under the lock: another process may have been faster.
             if not _holds_run(path, settings, resume=resume):
-                record = {**settings, "versions": {**versions(), "seed": settings.get("seed")}}
+                started = {**versions(), "seed": settings.get("seed"), "command": command}
+                record = {**settings, "versions": started}
                 replace(path / "config.json", dumps(record, indent=2))
             folder = cls(path)
             folder._tidy()
         except BaseException:
             held.close()
             raise
-        folder._lock = held
+        folder._lock, folder._checkpoints = held, checkpoints
         return folder
+
+    def attach(self, tracker: Tracker) -> None:
+        """Lets a tracker see all that is written here from now on.
+
+        Args:
+            tracker: The tracker. :meth:`truncate_metrics` begins it, :meth:`close` closes it.
+        """
+        self._tracker = tracker
 
     def close(self) -> None:
         """Releases the lock; the folder can still be read. Closing twice does nothing."""
-        if self._lock is not None:
+        if self._lock is None:
+            return
+        try:
+            self._tracker.close()
+        finally:
             self._lock.close()
             self._lock = None
 
@@ -139,6 +166,7 @@ class RunFolder:
         if type(line.get("step", 0)) is not int:
             raise TypeError(f"row must have an int as step, got {row['step']!r}")
         append(self._metrics_file, dumps(line))
+        self._tracker.log(line)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Reads the rows of metrics.
@@ -169,29 +197,40 @@ class RunFolder:
         kept = [row for row in rows if not _is_after(row, step)]
         if len(kept) < len(rows):
             replace(self._metrics_file, b"".join(map(dumps, kept)))
+        self._tracker.begin(kept)
 
-    def save(self, step: int, state: Tree) -> None:
-        """Writes a checkpoint, whole or not at all, and keeps it and the one before it.
+    def save(self, step: int, state: Tree, *, score: float | None = None) -> None:
+        """Writes a checkpoint, whole or not at all, and keeps it and those just before it.
+
+        With a score, the best one is kept besides, whatever the number kept: a copy that nothing
+        but a better one replaces. For it not to depend on when checkpoints are written, save at
+        each step that has a score.
 
         Args:
             step: The number of steps done. Checkpoints of later steps are removed.
             state: A tree of dicts, lists, tuples, tensors and plain values, such as the
                 ``state_dict()`` of a network and its optimizer. It is not changed.
+            score: How good the state is, on validation data: the higher, the better.
 
         Raises:
-            TypeError: If the step is no integer or the tree holds what cannot be stored.
+            TypeError: If the step is no integer, the score no number, or the tree holds what
+                cannot be stored.
             ValueError: If the step is negative or the tree too deep.
             RunFolderError: If the folder is not open for writing, or the file cannot be
                 written; the earlier checkpoints are then intact.
+
+        Warns:
+            UserWarning: If the copy of the best is damaged, so that this one takes its place.
         """
         self._check_open()
         if self._metrics_file.exists():
             with explained("written", self._metrics_file):
                 sync(self._metrics_file)
-        checkpoints.save(self._checkpoints, step, state)
+        self._tracker.flush()
+        self._checkpoints.save(step, state, score=score)
 
     def load_latest(self) -> tuple[int, Tree] | None:
-        """Reads the newest checkpoint that is whole.
+        """Reads the newest checkpoint that is whole; where none is, the best one.
 
         Returns:
             Its step and its state, tensors on the CPU; ``None`` if there is no checkpoint.
@@ -202,7 +241,18 @@ class RunFolder:
         Warns:
             UserWarning: If the newest is damaged and an earlier one was read.
         """
-        return checkpoints.load_latest(self._checkpoints)
+        return self._checkpoints.load_latest()
+
+    def load_best(self) -> Best | None:
+        """Reads the checkpoint with the highest score.
+
+        Returns:
+            Its step, its score and its state; ``None`` if none was saved with a score.
+
+        Raises:
+            RunFolderError: If it is damaged.
+        """
+        return self._checkpoints.load_best()
 
     def finish(self, result: dict[str, Any]) -> None:
         """Writes the result, which marks the run as finished.
@@ -215,7 +265,9 @@ class RunFolder:
             RunFolderError: If the folder is not open for writing, or the disk is full.
         """
         self._check_open()
-        replace(self._result_file, dumps(_object(result, "result"), indent=2))
+        document = _object(result, "result")
+        replace(self._result_file, dumps(document, indent=2))
+        self._tracker.finish(document)
 
     def result(self) -> dict[str, Any] | None:
         """Reads the result.
@@ -241,8 +293,8 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
-    def _checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def _checkpoint_folder(self) -> Path:
+        return self.path / _CHECKPOINTS
 
     def _check_open(self) -> None:
         if self._lock is None:
@@ -260,10 +312,10 @@ class RunFolder:
             ) from error
 
     def _tidy(self) -> None:
-        with explained("made", self._checkpoints):
-            self._checkpoints.mkdir(exist_ok=True)
+        with explained("made", self._checkpoint_folder):
+            self._checkpoint_folder.mkdir(exist_ok=True)
         remove_temporary(self.path)
-        remove_temporary(self._checkpoints)
+        remove_temporary(self._checkpoint_folder)
         if self._metrics_file.exists():
             with explained("read", self._metrics_file):
                 data = self._metrics_file.read_bytes()

@@ -26,6 +26,7 @@ from deepzero_apps.runs.files import RunFolderError, explained, replace
 from deepzero_apps.runs.trees import Tree, flatten, unflatten
 
 _BLANK = b"0" * 64
+_DAMAGED = (ValueError, TypeError, LookupError, OverflowError, RecursionError, SafetensorError)
 # Inside a JSON string a quote is escaped, so that no name and no skeleton can imitate the seal.
 _SEAL = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
@@ -70,7 +71,7 @@ def load_file(path: str | os.PathLike[str]) -> Tree:
         data = path.read_bytes()
     try:
         return _read(data)
-    except (ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
+    except _DAMAGED as error:
         raise RunFolderError(
             f"{path} cannot be used: {error}; restore it from a copy or make it anew"
         ) from error

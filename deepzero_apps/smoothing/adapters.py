@@ -3,7 +3,16 @@
 Whatever the kind of classifier, images and answers pass `ask`, and so `checked`.
 """
 
-__all__ = ["Adapter", "Wrapper", "ask", "charge_retries", "class_count", "largest_call"]
+__all__ = [
+    "Adapter",
+    "Wrapper",
+    "as_one_of",
+    "ask",
+    "charge_retries",
+    "class_count",
+    "largest_call",
+    "most_repeats",
+]
 
 import sys
 from abc import ABC, abstractmethod
@@ -65,6 +74,27 @@ def largest_call(classifier: Classifier) -> int:
     return classifier.largest_call if isinstance(classifier, Adapter) else sys.maxsize
 
 
+def most_repeats(classifier: Classifier) -> int:
+    """Gives how often an image may be shown again at most: never, but by services.
+
+    Args:
+        classifier: The black box.
+    """
+    return classifier.repeats if isinstance(classifier, Adapter) else 0
+
+
+def as_one_of(classifier: Classifier, copies: int, *, threads: int) -> None:
+    """Tells a copy of a classifier that it shares a machine, or a service, with others.
+
+    Args:
+        classifier: The black box. One that is no adapter of this package is left as it is.
+        copies: How many copies there are, this one among them.
+        threads: The threads that each may use.
+    """
+    if isinstance(classifier, Adapter):
+        classifier.become_one_of(copies, threads=threads)
+
+
 class Adapter(ABC):
     """What adapters share: the door. Abstract; those of this package are final.
 
@@ -76,6 +106,7 @@ class Adapter(ABC):
             image. None for nothing. Only services repeat queries.
         largest_call: The most images that are worth asking at once. What is asked at once is
             lost at once, when a service is down or the process is killed.
+        repeats: How often an image may be repeated at most.
     """
 
     classes: int
@@ -83,6 +114,7 @@ class Adapter(ABC):
     may_lose: bool = False
     meter: Meter | None = None
     largest_call: int = sys.maxsize
+    repeats: int = 0
 
     @property
     @abstractmethod
@@ -92,6 +124,9 @@ class Adapter(ABC):
     @abstractmethod
     def _answer(self, images: Tensor) -> Tensor:
         """Answers checked images; what it returns or raises is checked by the caller."""
+
+    def become_one_of(self, copies: int, *, threads: int) -> None:  # noqa: B027 - most need nothing
+        """Takes its share of threads and of a service's rate; see `as_one_of`."""
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """Answers a batch; see `ask`."""
@@ -119,6 +154,7 @@ class Wrapper(Adapter):
         self.classes = classifier.classes
         self.may_lose = loses_votes(classifier)
         self.largest_call = largest_call(classifier)
+        self.repeats = most_repeats(classifier)
         behind = getattr(classifier, "name", type(classifier).__name__)
         self.name = f"{behind} behind {name}"
 
@@ -130,6 +166,10 @@ class Wrapper(Adapter):
     @meter.setter
     def meter(self, meter: Meter | None) -> None:
         charge_retries(self.classifier, meter)
+
+    def become_one_of(self, copies: int, *, threads: int) -> None:
+        """Tells the classifier behind."""
+        as_one_of(self.classifier, copies, threads=threads)
 
     @abstractmethod
     def _changed(self, images: Tensor) -> Tensor:

@@ -137,6 +137,10 @@ class SklearnClassifier(Adapter):
         """A sha256 over class, hyperparameters, fitted attributes and the kind of answer."""
         return fingerprint("sklearn", self.estimator, self._method)
 
+    def become_one_of(self, copies: int, *, threads: int) -> None:  # noqa: ARG002 - no service
+        """Answers with so many threads."""
+        self.threads = threads
+
     def _answer(self, images: Tensor) -> Tensor:
         rows = images.to("cpu", torch.float64).flatten(1).numpy()
         parts = max(1, min(self.threads, len(rows) // _ROWS_WORTH_A_THREAD))

@@ -24,7 +24,7 @@ References:
     | https://doi.org/10.1093/biomet/26.4.404
 """
 
-__all__ = ["Procedure", "Settings", "lower_bound", "radius", "round_down"]
+__all__ = ["WITH_RADII", "Procedure", "Settings", "lower_bound", "radius", "round_down"]
 
 import math
 from dataclasses import dataclass
@@ -42,6 +42,9 @@ _ROUNDING = 1e-9
 
 Procedure = Literal["fixed", "adaptive", "decide", "anytime"]
 """How many estimation votes are drawn, and which bound they allow; see ``rules``."""
+
+WITH_RADII: tuple[Procedure, ...] = ("decide", "adaptive")
+"""The procedures that take radii to decide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +111,7 @@ class Settings:
             )
         if self.noise not in ("gaussian", "grid"):
             raise ValueError(f"noise must be gaussian or grid, got {self.noise}")
-        wanted = self.procedure in ("decide", "adaptive")
+        wanted = self.procedure in WITH_RADII
         ascending = all(a < b for a, b in zip((0.0, *self.radii), self.radii, strict=False))
         if wanted != bool(self.radii) or not ascending or not all(map(math.isfinite, self.radii)):
             raise ValueError(

@@ -33,12 +33,13 @@ __all__ = [
     "bootstrap_interval",
     "certified_accuracy",
     "correct_radii",
+    "difference",
     "population_bound",
 ]
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy.stats import beta
@@ -115,6 +116,25 @@ class Certificate:
     settings: Settings
     source: Source
     findings: tuple[str, ...] = ()
+
+
+def difference(
+    found: tuple[Settings, str], expected: tuple[Settings, str]
+) -> tuple[str, object, object] | None:
+    """Says in what two runs differ, so that their votes or certificates must not be mixed.
+
+    Args:
+        found: The settings of one run, and the fingerprint of its classifier.
+        expected: Those of the other.
+
+    Returns:
+        The name of the first field that differs, what was found and what was expected; ``None``
+        where they agree.
+    """
+    if found == expected:
+        return None
+    has, wanted = ({**asdict(settings), "classifier": key} for settings, key in (found, expected))
+    return next((name, has[name], wanted[name]) for name in wanted if has[name] != wanted[name])
 
 
 def correct_radii(certificates: Sequence[Certificate]) -> np.ndarray:

@@ -98,11 +98,13 @@ def certify(
     """Certifies images: CERTIFY of Cohen et al., or with fewer votes.
 
     What comes out for an image depends on the image, its place, the settings and the type
-    of device, not on ``rows``, ``indices`` or the other images, as far as the classifier's
-    own answers do not, and no budget ends it.
+    of device, not on ``rows``, ``indices``, workers or the other images, as far as the classifier's
+    own answers do not, and no budget ends it. With a budget it also depends on ``rows``, and on
+    whether workers ask, but not on how many.
 
     Args:
-        classifier: The black box; deterministic, on ``device``.
+        classifier: The black box; deterministic, on ``device``. One that workers hold, a `Spread`,
+            has several calls under way at a time.
         images: Images of shape ``(n, channel, height, width)``, floating, in [0, 1].
         labels: True classes of shape ``(n,)``, integer.
         settings: The settings.

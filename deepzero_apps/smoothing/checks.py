@@ -28,7 +28,7 @@ unseen: by caching, by batch normalization over strangers' images, by a model re
 
 __all__ = ["CANARY", "Canaries", "canaries", "changes", "drift", "repeats"]
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ from deepzero_apps.smoothing.ballots import ESTIMATION, SELECTION
 from deepzero_apps.smoothing.blackbox import ask
 from deepzero_apps.smoothing.bounds import Settings
 from deepzero_apps.smoothing.noise import NoisyCopies
-from deepzero_apps.smoothing.vote_log import Votes
+from deepzero_apps.smoothing.vote_log import Entry, Votes
 
 CANARY = 3
 """The stream of noise that canaries are made with."""
@@ -149,7 +149,7 @@ def drift(votes: Votes) -> list[str]:
     Returns:
         The findings; none where the procedure looked at the votes.
     """
-    if votes.settings.procedure not in ("fixed", "adaptive"):
+    if votes.settings.is_sequential:
         return []
     difference = variance = 0.0
     for k, n, first, m in _halves(votes):
@@ -169,33 +169,32 @@ def drift(votes: Votes) -> list[str]:
 
 def _halves(votes: Votes) -> list[tuple[int, int, int, int]]:
     """For each image its votes k of n for the selected class, k1 of them among the first m."""
-    selected: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
-    parts: dict[int, list[tuple[int, dict[int, int]]]] = defaultdict(list)
-    for entry in votes.entries:
-        if entry.phase == SELECTION:
-            for label, count in entry.counts.items():
-                selected[entry.index][label] += count
-        elif entry.phase == ESTIMATION:
-            parts[entry.index].append((entry.rows, entry.counts))
     return [
         halves
-        for index, entries in parts.items()
-        if selected[index]
-        and (halves := _split(entries, max(sorted(selected[index]), key=selected[index].get)))  # type: ignore[arg-type]
+        for entries in votes.by_image().values()
+        if (selected := _selected(entries)) is not None
+        and (halves := _split([e for e in entries if e.phase == ESTIMATION], selected))
     ]
 
 
-def _split(
-    entries: Sequence[tuple[int, dict[int, int]]], label: int
-) -> tuple[int, int, int, int] | None:
-    n = sum(rows for rows, _ in entries)
-    k = sum(counts.get(label, 0) for _, counts in entries)
+def _selected(entries: Sequence[Entry]) -> int | None:
+    """The class with most selection votes, of equal ones the smallest; None without votes."""
+    votes = Counter[int]()
+    for entry in entries:
+        if entry.phase == SELECTION:
+            votes.update(entry.counts)
+    return max(sorted(votes), key=votes.__getitem__) if votes else None
+
+
+def _split(entries: Sequence[Entry], label: int) -> tuple[int, int, int, int] | None:
+    n = sum(entry.rows for entry in entries)
+    k = sum(entry.counts.get(label, 0) for entry in entries)
     first = m = 0
-    for rows, counts in entries:  # a batch that holds the middle belongs to the second half
-        if 2 * (m + rows) > n:
+    for entry in entries:  # a batch that holds the middle belongs to the second half
+        if 2 * (m + entry.rows) > n:
             break
-        m += rows
-        first += counts.get(label, 0)
+        m += entry.rows
+        first += entry.counts.get(label, 0)
     return (k, n, first, m) if 0 < m < n else None
 
 

@@ -3,8 +3,11 @@ r"""Files that torch exported, opened without pickle.
 A file is a zip archive, and what is in it says of which kind it is.
 
 *TorchScript* (``torch.jit.save``) holds TorchScript code and tensors. ``torch.jit.load`` reads it by
-its own parser in C++, which knows tensors and TorchScript's types and runs no Python. The code can
-call any operator of torch, among them a few that read files.
+its own parser in C++, which knows tensors and TorchScript's types and runs no Python. But the code
+can call any operator of torch, and two of them reach files: ``torch.save`` writes one, and
+``torch.from_file`` maps one, which may then be overwritten; a method ``__setstate__`` runs as early as
+the file is loaded. So the code is looked through first, and a program that has a word for either
+is refused, as are operators from elsewhere than torch's own arithmetic.
 
 *torch.export* (``torch.export.save``, ``.pt2``) holds a graph as JSON and tensors as raw bytes, but
 ``torch.export.load`` by itself is not safe: it unpickles the example inputs, any tensor marked
@@ -12,6 +15,10 @@ call any operator of torch, among them a few that read files.
 an archive is copied in memory first. Example inputs are left out, which are not needed to run it;
 pickled tensors, custom objects, targets that are no operators, names that are none and sizes
 that are more than arithmetic are refused. Nothing remains to be unpickled.
+
+What is opened in the end is a copy of what was looked at, each entry once: two readers of zip files
+may disagree on a strange one. All this keeps files from doing what no model does. It is no sandbox:
+the operators themselves are a million lines of C++.
 """
 
 __all__ = ["Program", "program"]
@@ -20,7 +27,8 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +37,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
+from deepzero_apps.foreign import refuse_bomb
+
 _WEIGHT_NAMES = re.compile(
     r"data/(weights/(weight_\d+|model_weights_config\.json)|constants/(tensor_\d+|model_constants_config\.json))"
 )
@@ -36,11 +46,23 @@ _FRAME_NAMES = re.compile(
     r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
 )
 _SAMPLES, _GRAPH = "data/sample_inputs/model.pt", "models/model.json"
-_TARGET = re.compile(r"torch\.ops(\.(?!__)\w+){2,3}|torch\._?sym_\w+|(_operator|math)\.(?!__)\w+")
+_SPACES = "aten|prims?|quantized|quantized_decomposed|torchvision"
+_INNER = "wrap_with_set_grad_enabled|wrap_with_autocast|cond|map_impl|scan|while_loop"
+_TARGET = re.compile(
+    rf"torch\.ops\.({_SPACES})\.(?!__|from_file|save)\w+(\.(?!__)\w+)?"
+    rf"|torch\.ops\.higher_order\.({_INNER})|torch\._?sym_\w+|math\.(?!__)\w+"
+    r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)"
+)
+_FILES = re.compile(r"\b(save|from_file)\b")
+_FOREIGN = re.compile(rf"(?<![.\w])ops\s*\.\s*(?!({_SPACES})\b)")
+_ESCAPED = re.compile(r"\\[xuUN0-7]")  # by which `getattr` could spell a word without its letters
 _LABEL = re.compile(r"[\w.]*")
 _SIZE = re.compile(  # such as Mul(Integer(2), Symbol('s31', positive=True)): no function of Python's
     r"([su]\d++|'[a-z]{1,3}\d++'|[a-z_]{1,20}=(?=True|False)|[A-Z][A-Za-z]++|[\d\s+\-*/(),<>=])*+"
 )
+
+# what is raised for a damaged archive; RuntimeError for one with a password
+_NO_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -76,24 +98,62 @@ def program(content: bytes, *, device: torch.device, name: str) -> Program:
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            files = {entry.partition("/")[2]: entry for entry in archive.namelist()}
+            files = {entry.partition("/")[2]: entry for entry in _entries(archive, name)}
             if _GRAPH in files:
-                copy = _without_pickle(archive, files, name)
-                return _exported(copy, device=device, name=name)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{name} must be a file that torch exported, got no archive") from error
-    if "constants.pkl" not in files or not any(file.startswith("code/") for file in files):
+                copy, opened = _without_pickle(archive, files, name), _exported
+            elif "constants.pkl" in files and any(file.startswith("code/") for file in files):
+                copy, opened = _without_files(archive, files.values(), name), _scripted
+            else:
+                raise ValueError(
+                    f"{name} must hold a program, by torch.export.save or torch.jit.save, got neither; "
+                    "weights alone, as torch.save writes them, are pickle and never loaded"
+                )
+    except _NO_ARCHIVE as error:
         raise ValueError(
-            f"{name} must hold a program, by torch.export.save or torch.jit.save, got neither; "
-            "weights alone, as torch.save writes them, are pickle and never loaded"
-        )
-    return _scripted(content, device=device, name=name)
+            f"{name} must be a file that torch exported, got no archive, or a damaged one"
+        ) from error
+    return opened(copy, device=device, name=name)
+
+
+def _without_files(archive: zipfile.ZipFile, entries: Iterable[str], name: str) -> bytes:
+    """Copies a TorchScript program; refuses code that could reach a file."""
+    copy = io.BytesIO()
+    with zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as written:
+        for entry in entries:
+            if entry.rpartition("/")[2] == "model.json":
+                raise ValueError(f"{name} must be of a form newer than PyTorch 1.4; save it anew")
+            part = archive.read(entry)
+            if entry.endswith(".py"):
+                _check_code(part.decode("utf-8", errors="replace"), name)
+            written.writestr(entry, part)
+    return copy.getvalue()
+
+
+def _entries(archive: zipfile.ZipFile, name: str) -> list[str]:
+    """The names in an archive, each of them once, of parts that are no bombs."""
+    refuse_bomb(archive, archive.infolist())
+    names = archive.namelist()
+    if len(set(names)) < len(names):
+        raise ValueError(f"{name} must hold each part once, got one twice")
+    return names
+
+
+def _check_code(code: str, name: str) -> None:
+    for pattern in (_FILES, _FOREIGN):
+        if found := pattern.search(code):
+            line = code[: found.start()].count("\n")
+            raise ValueError(
+                f"{name} must be made of torch's own arithmetic and reach no file, got "
+                f"{code.splitlines()[line].strip()[:60]!r}"
+            )
+    if "getattr" in code and _ESCAPED.search(code):
+        raise ValueError(f"{name} must spell out its names, got an escape in a text")
 
 
 def _scripted(content: bytes, *, device: torch.device, name: str) -> Program:
     try:
         module = torch.jit.load(io.BytesIO(content), map_location=device)
-    except RuntimeError as error:
+    except Exception as error:  # the parser in C++ raises whatever its parts raise
         raise ValueError(f"{name} must be a TorchScript program: {error}") from error
     module.eval()
     dtypes = (tensor.dtype for tensor in module.parameters() if tensor.is_floating_point())

@@ -17,20 +17,20 @@ References:
 
 __all__ = ["Journal", "JournalError", "read"]
 
-import fcntl
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
+from deepzero_apps import files
+from deepzero_apps.files import InUse, LineFile, lines_of
 from deepzero_apps.smoothing.bounds import Settings
-from deepzero_apps.smoothing.certificates import Certificate
+from deepzero_apps.smoothing.certificates import Certificate, difference
 
 _JSONL = "certificates.jsonl"
 _TSV = "certificates.tsv"
@@ -60,7 +60,7 @@ def read(path: Path | str) -> list[Certificate]:
         content = file.read_bytes()
     except OSError as error:
         raise JournalError(f"cannot read {file}: {error.strerror}") from error
-    return _parse(content, file)[0]
+    return _parse(content, file)
 
 
 class Journal:
@@ -90,8 +90,8 @@ class Journal:
         self._settings, self._classifier = settings, classifier
         self._certificates: list[Certificate] = []
         self._done: set[int] = set()
-        self._jsonl: IO[bytes] | None = None
-        self._tsv: IO[bytes] | None = None
+        self._jsonl: LineFile | None = None
+        self._tsv: LineFile | None = None
 
     @property
     def certificates(self) -> tuple[Certificate, ...]:
@@ -119,12 +119,11 @@ class Journal:
         rows = (_line(certificate), _tsv_row(certificate).encode())
         for file, text in zip((self._jsonl, self._tsv), rows, strict=True):
             try:
-                file.write(text)
-                file.flush()
+                file.append(text)
             except OSError as error:
-                self._close()  # the line may be torn: nothing must follow it
+                self._close()
                 raise JournalError(
-                    f"cannot write {file.name}: {error.strerror}; what was written before "
+                    f"cannot write {file.path}: {error.strerror}; what was written before "
                     "stays, and a later run continues from it"
                 ) from error
         self._certificates.append(certificate)
@@ -145,7 +144,7 @@ class Journal:
         if told == self._certificates:
             return
         try:
-            self._rewrite(told)
+            self._jsonl.rewrite(b"".join(map(_line, told)))
         except OSError as error:
             self._close()
             raise JournalError(f"cannot write {self.folder / _JSONL}: {error}") from error
@@ -156,9 +155,12 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / _JSONL).exists() and (self.folder / _TSV).exists():
                 raise JournalError(f"{self.folder} holds {_TSV} without {_JSONL}; not ours")
-            self._jsonl = (self.folder / _JSONL).open("ab+")
+            self._jsonl = LineFile(self.folder / _JSONL)
             self._continue(self._jsonl)
             self._tsv = self._open_tsv()
+        except InUse as error:
+            self._close()
+            raise JournalError(f"{error}; wait for it or choose another folder") from error
         except OSError as error:
             self._close()
             raise JournalError(f"cannot open a journal in {self.folder}: {error}") from error
@@ -177,96 +179,53 @@ class Journal:
         if fault is not None and error is None:
             raise JournalError(f"cannot write the journal in {self.folder}: {fault}") from fault
 
-    def _continue(self, file: IO[bytes]) -> None:
-        """Locks the file, takes in its certificates and cuts off a torn line."""
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise JournalError(f"{file.name} is in use by another process") from error
-        file.seek(0)
-        certificates, whole = _parse(file.read(), Path(file.name))
+    def _continue(self, file: LineFile) -> None:
+        """Takes in the file's certificates; cuts off a torn line, drops what is not final."""
         self._certificates, self._done = [], set()
-        for certificate in certificates:
+        for certificate in _parse(file.read(), file.path):
             self._admit(certificate, f"journal in {self.folder}")
             self._certificates.append(certificate)
             self._done.add(certificate.index)
-        file.truncate(whole)
-        self._drop_unfinished()
-
-    def _drop_unfinished(self) -> None:
+        file.cut()
         final = [c for c in self._certificates if c.stop != "budget"]
         if len(final) < len(self._certificates):
-            self._rewrite(final)
+            file.rewrite(b"".join(map(_line, final)))
             self._certificates, self._done = final, {c.index for c in final}
 
     def _admit(self, certificate: Certificate, what: str) -> None:
-        expected = {**asdict(self._settings), "classifier": self._classifier}
-        found = {**asdict(certificate.settings), "classifier": certificate.source.classifier}
-        for name, value in expected.items():
-            if found[name] != value:
-                raise JournalError(
-                    f"{what} has {name} {found[name]!r}, this run {value!r}; choose another folder"
-                )
+        found = certificate.settings, certificate.source.classifier
+        unequal = difference(found, (self._settings, self._classifier))
+        if unequal:
+            name, has, wanted = unequal
+            raise JournalError(
+                f"{what} has {name} {has!r}, this run {wanted!r}; choose another folder"
+            )
         if certificate.index in self._done:
             raise JournalError(f"{what} has image {certificate.index} a second time")
 
-    def _rewrite(self, certificates: Sequence[Certificate]) -> None:
-        """Replaces the file as a whole; the new one is locked before it takes the old one's name."""
-        path = self.folder / _JSONL
-        fresh = path.with_suffix(".jsonl.new")
-        file = fresh.open("wb+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(b"".join(_line(c) for c in certificates))
-            file.flush()
-            os.fsync(file.fileno())
-            fresh.replace(path)
-        except OSError:
-            file.close()
-            raise
-        old, self._jsonl = self._jsonl, file
-        if old is not None:
-            old.close()
-
-    def _open_tsv(self) -> IO[bytes]:
+    def _open_tsv(self) -> LineFile:
         """Opens the table, made anew where it lacks rows or has a torn one."""
         path = self.folder / _TSV
         content = _COLUMNS.encode() + b"".join(_tsv_row(c).encode() for c in self._certificates)
         if not path.exists() or path.read_bytes() != content:
-            fresh = path.with_suffix(".tsv.new")
-            fresh.write_bytes(content)
-            fresh.replace(path)
-        return path.open("ab")
+            files.replace(path, content)
+        files.remove_temporary(self.folder, _TSV)
+        return LineFile(path)
 
     def _close(self) -> OSError | None:
         fault = None
-        files, self._jsonl, self._tsv = (self._jsonl, self._tsv), None, None
-        for file in files:
+        opened, self._jsonl, self._tsv = (self._jsonl, self._tsv), None, None
+        for file in opened:
             try:
                 if file is not None:
-                    with file:
-                        os.fsync(file.fileno())
+                    file.close()
             except OSError as error:
                 fault = error
         return fault
 
 
-def _parse(content: bytes, file: Path) -> tuple[list[Certificate], int]:
-    """Gives the certificates and the number of bytes that they take, a torn line not counted."""
-    whole = content.rfind(b"\n") + 1
-    certificates = []
-    for number, line in enumerate(content[:whole].splitlines(), 1):
-        try:
-            certificates.append(_CERTIFICATE.validate_json(line, strict=True))
-        except ValidationError as error:
-            fault = error.errors()[0]
-            place = ".".join(str(part) for part in fault["loc"]) or "JSON"
-            raise JournalError(
-                f"{file}, line {number} is no certificate: {place}: {fault['msg']}"
-            ) from error
-        except (OverflowError, TypeError) as error:  # of a number that no settings can have
-            raise JournalError(f"{file}, line {number} is no certificate: {error}") from error
-    return certificates, whole
+def _parse(content: bytes, file: Path) -> list[Certificate]:
+    return list(lines_of(content, _CERTIFICATE, what="certificate", file=file, kind=JournalError))
 
 
 def _line(certificate: Certificate) -> bytes:

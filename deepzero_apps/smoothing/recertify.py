@@ -19,18 +19,15 @@ alphas and reports the most pleasant one has chosen after the fact; each alone i
 
 __all__ = ["merge", "recertify", "refuse_strangers"]
 
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from deepzero_apps.smoothing.ballots import Candidate
-from deepzero_apps.smoothing.bounds import Settings, lower_bound
-from deepzero_apps.smoothing.certificates import Certificate
-from deepzero_apps.smoothing.rules import Bound, Estimation, rule_of
-from deepzero_apps.smoothing.sequences import lower_bound_anytime
+from deepzero_apps.smoothing.bounds import Settings
+from deepzero_apps.smoothing.certificates import Certificate, difference
+from deepzero_apps.smoothing.rules import Bound, Estimation, Looks, Rule, Whole, rule_of
 from deepzero_apps.smoothing.vote_log import Entry, VoteLog, VoteLogError, Votes, read_votes
 
 
@@ -49,10 +46,11 @@ def recertify(votes: Votes, settings: Settings) -> list[Certificate]:
         ValueError: If the votes cannot tell what is wanted, or not soundly.
     """
     _refuse_unsound(votes.settings, settings)
+    rule = _Offline(votes.settings, settings)
     return [
         certificate
-        for _, entries in sorted(_by_image(votes.entries).items())
-        if (certificate := _certificate(votes, settings, entries)) is not None
+        for _, entries in sorted(votes.by_image().items())
+        if (certificate := _certificate(votes, settings, entries, rule=rule)) is not None
     ]
 
 
@@ -119,29 +117,18 @@ def refuse_strangers(parts: Sequence[Votes]) -> None:
         VoteLogError: If settings or classifier contradict each other, or an image has votes twice.
     """
     seen: set[int] = set()
-    expected = _identity(parts[0])
     for part in parts:
-        for name, has in _identity(part).items():
-            if has != expected[name]:
-                raise VoteLogError(
-                    f"logs must have one {name}, got {expected[name]!r} in the first and {has!r} "
-                    "in another"
-                )
-        twice = seen & _by_image(part.entries).keys()
-        if twice:
-            raise VoteLogError(f"image {min(twice)} has votes in two logs; merge each image once")
-        seen |= _by_image(part.entries).keys()
-
-
-def _identity(votes: Votes) -> dict[str, object]:
-    return {**asdict(votes.settings), "classifier": votes.source.classifier}
-
-
-def _by_image(entries: Sequence[Entry]) -> dict[int, list[Entry]]:
-    found: dict[int, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        found[entry.index].append(entry)
-    return found
+        unequal = difference(part.identity, parts[0].identity)
+        if unequal:
+            name, has, expected = unequal
+            raise VoteLogError(
+                f"logs must have one {name}, got {expected!r} in the first and {has!r} in another"
+            )
+        images = {entry.index for entry in part.entries}
+        if seen & images:
+            twice = min(seen & images)
+            raise VoteLogError(f"image {twice} has votes in two logs; merge each image once")
+        seen |= images
 
 
 class _Offline:
@@ -160,58 +147,34 @@ class _Offline:
         """Begins with one image."""
         if self._wanted.is_sequential:
             return _AtAnyTime(self._wanted)
-        return _AtTheEnd(self._rule.start(selection).more(), self._wanted)
-
-
-class _AtTheEnd:
-    """Clopper and Pearson's bound, once all votes are in."""
-
-    def __init__(self, complete: int, settings: Settings) -> None:
-        self._complete, self._settings = complete, settings
-        self._votes = self._n = 0
-
-    def more(self) -> int:
-        return self._complete - self._n
-
-    def look(self, votes: int, n: int) -> None:
-        self._votes, self._n = votes, n
-
-    def result(self) -> Bound:
-        if self._n < self._complete:
-            return Bound(0.0, 0, 0, "budget")
-        if self._complete == 0:
-            return Bound(0.0, 0, 0, "futile")
-        p_lower = lower_bound(self._votes, self._n, self._settings.alpha)
-        return Bound(p_lower, self._votes, self._n, "complete")
+        return Whole(self._rule.start(selection).more(), self._wanted.alpha)
 
 
 class _AtAnyTime:
     """The largest bound of a confidence sequence over all looks."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._best = Bound(0.0, 0, 0, "limit")
-        self._n = 0
+        self._most, self._n = settings.n, 0
+        self._looks = Looks(settings.alpha)
 
     def more(self) -> int:
-        return self._settings.n - self._n
+        return self._most - self._n
 
     def look(self, votes: int, n: int) -> None:
         self._n = n
-        p_lower = lower_bound_anytime(votes, n, self._settings.alpha)
-        if p_lower > self._best.p_lower:
-            self._best = Bound(p_lower, votes, n, "limit")
+        self._looks.add(votes, n)
 
     def result(self) -> Bound:
-        return self._best
+        return self._looks.best("limit")
 
 
-def _certificate(votes: Votes, settings: Settings, entries: Sequence[Entry]) -> Certificate | None:
+def _certificate(
+    votes: Votes, settings: Settings, entries: Sequence[Entry], *, rule: Rule
+) -> Certificate | None:
     """The certificate of one image; None where its votes do not suffice."""
     index = entries[0].index
     if index not in votes.images:
         raise ValueError(f"votes must be of images in the log, got some of image {index}")
-    rule = _Offline(votes.settings, settings)
     candidate = Candidate(votes.images[index], votes.source.classes, settings, rule)
     for entry in entries:
         candidate.add(entry)

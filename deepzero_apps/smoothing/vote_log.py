@@ -10,20 +10,20 @@
   had none. ``spent`` of the queries asked since the last such line went into them.
 
 What was asked is spent, whatever becomes of it. A process that is killed before it writes the
-answers of a call leaves them to be asked again by the next one. A torn line at the end is cut off. The file alone says what is certified: certificates are made from it again.
+answers of a call leaves them to be asked again by the next one. A torn line at the end is cut off.
+The file alone says what is certified: certificates are made from it again.
 """
 
 __all__ = ["Entry", "Ledger", "Pictured", "VoteLog", "VoteLogError", "Votes", "read_votes"]
 
-import fcntl
 import json
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import IO, Annotated, Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     ConfigDict,
@@ -33,12 +33,12 @@ from pydantic import (
     PositiveInt,
     Tag,
     TypeAdapter,
-    ValidationError,
 )
 from pydantic.dataclasses import dataclass as validated
 
+from deepzero_apps.files import InUse, LineFile, lines_of
 from deepzero_apps.smoothing.bounds import Settings
-from deepzero_apps.smoothing.certificates import Source
+from deepzero_apps.smoothing.certificates import Source, difference
 from deepzero_apps.zeroth_order.oracle import Meter
 
 NAME = "votes.jsonl"
@@ -104,6 +104,18 @@ class Votes:
     spent: int = 0
     unanswered: int = 0
 
+    @property
+    def identity(self) -> tuple[Settings, str]:
+        """The settings and the fingerprint of the classifier."""
+        return self.settings, self.source.classifier
+
+    def by_image(self) -> dict[int, list[Entry]]:
+        """Returns the votes of each image that has some, in the order in which they were drawn."""
+        found: dict[int, list[Entry]] = {}
+        for entry in self.entries:
+            found.setdefault(entry.index, []).append(entry)
+        return found
+
 
 @validated(frozen=True, config=_STRICT)
 class _Head:
@@ -167,7 +179,7 @@ def read_votes(path: Path | str) -> Votes:
         content = file.read_bytes()
     except OSError as error:
         raise VoteLogError(f"cannot read {file}: {error.strerror}") from error
-    found = _parse(content, file)[0]
+    found = _parse(content, file)
     if found is None:
         raise VoteLogError(f"{file} holds no votes")
     return found
@@ -192,7 +204,7 @@ class VoteLog:
     def __init__(self, folder: Path | str, settings: Settings, source: Source) -> None:
         self.path = Path(folder) / NAME
         self.votes = Votes(settings, source)
-        self._file: IO[bytes] | None = None
+        self._file: LineFile | None = None
         self._lock = Lock()
 
     def picture(self, pictured: Pictured) -> None:
@@ -232,10 +244,10 @@ class VoteLog:
             raise VoteLogError("log must be open; use `with VoteLog(...) as log:`")
         try:
             with self._lock:  # retries are noted by the threads that make them
-                self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-                self._file.flush()
+                self._file.append(json.dumps(line, allow_nan=False).encode() + b"\n")
         except OSError as error:
-            self._close()  # the line may be torn: nothing must follow it
+            with suppress(OSError):
+                self._close()
             raise VoteLogError(
                 f"cannot write {self.path}: {error.strerror}; what was written before stays, "
                 "and a later run continues from it"
@@ -244,10 +256,13 @@ class VoteLog:
     def __enter__(self) -> Self:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab+")
+            self._file = LineFile(self.path)
             self._continue(self._file)
+        except InUse as error:
+            raise VoteLogError(f"{self.path} is in use by another process") from error
         except OSError as error:
-            self._close()
+            with suppress(OSError):
+                self._close()
             raise VoteLogError(f"cannot open {self.path}: {error}") from error
         except VoteLogError:
             self._close()
@@ -260,39 +275,35 @@ class VoteLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._close()
-
-    def _continue(self, file: IO[bytes]) -> None:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise VoteLogError(f"{self.path} is in use by another process") from error
-        file.seek(0)
-        found, whole = _parse(file.read(), self.path)
+            self._close()
+        except OSError as fault:
+            if error is None:
+                raise VoteLogError(f"cannot write {self.path}: {fault}") from fault
+
+    def _continue(self, file: LineFile) -> None:
+        found = _parse(file.read(), self.path)
         if found is not None:
             self._refuse_other(found)
             self.votes = found
-        file.truncate(whole)
+        file.cut()
         if found is None:
             self._write(
                 {"settings": asdict(self.votes.settings), "source": asdict(self.votes.source)}
             )
 
     def _refuse_other(self, found: Votes) -> None:
-        expected = {**asdict(self.votes.settings), "classifier": self.votes.source.classifier}
-        has = {**asdict(found.settings), "classifier": found.source.classifier}
-        for name, value in expected.items():
-            if has[name] != value:
-                raise VoteLogError(
-                    f"{self.path} has {name} {has[name]!r}, this run {value!r}; "
-                    "choose another folder"
-                )
+        unequal = difference(found.identity, self.votes.identity)
+        if unequal:
+            name, has, wanted = unequal
+            raise VoteLogError(
+                f"{self.path} has {name} {has!r}, this run {wanted!r}; choose another folder"
+            )
 
     def _close(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            with file:
-                os.fsync(file.fileno())
+            file.close()
 
 
 class Ledger(Meter):
@@ -321,13 +332,12 @@ class Ledger(Meter):
             self._log.ask(queries)
 
 
-def _parse(content: bytes, file: Path) -> tuple[Votes | None, int]:
-    """Gives what a file holds, and the number of bytes that it takes without a torn line."""
-    whole = content.rfind(b"\n") + 1
+def _parse(content: bytes, file: Path) -> Votes | None:
+    """Gives what a file holds; None if it holds no whole line."""
     found: Votes | None = None
     asked = answered = 0
-    for number, text in enumerate(content[:whole].splitlines(), 1):
-        line = _line(text, file, number)
+    lines = lines_of(content, _LINE, what="line of votes", file=file, kind=VoteLogError)
+    for number, line in enumerate(lines, 1):
         if isinstance(line, _Head) != (found is None):
             raise VoteLogError(f"{file}, line {number}: settings must be the first line alone")
         if isinstance(line, _Head):
@@ -342,25 +352,10 @@ def _parse(content: bytes, file: Path) -> tuple[Votes | None, int]:
             answered += line.spent
     if found is not None:
         found.spent, found.unanswered = max(asked, answered), max(0, asked - answered)
-    return found, whole
-
-
-def _line(text: bytes, file: Path, number: int) -> _Head | Pictured | _Ask | _Answers:
-    try:
-        return _LINE.validate_json(text)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(str(part) for part in fault["loc"][1:]) or "JSON"
-        raise VoteLogError(
-            f"{file}, line {number} is no line of votes: {place}: {fault['msg']}"
-        ) from error
-    except (OverflowError, TypeError) as error:  # of a number that no settings can have
-        raise VoteLogError(f"{file}, line {number} is no line of votes: {error}") from error
+    return found
 
 
 def _entries(line: _Answers) -> Iterable[Entry]:
     entries = [Entry(*vote) for vote in line.votes]
     rows = max(1, sum(entry.rows for entry in entries))
-    for entry in entries:
-        share = {"seconds": line.seconds * entry.rows / rows}
-        yield Entry(**{f.name: getattr(entry, f.name) for f in fields(entry)} | share)
+    return (replace(entry, seconds=line.seconds * (entry.rows / rows)) for entry in entries)

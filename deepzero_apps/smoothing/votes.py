@@ -1,24 +1,28 @@
 r"""Votes of a classifier under Gaussian noise, counted in full calls that many images share.
 
 A *ballot* is one image's wish for votes: how many more it wants before it looks at them. The loop
-fills each call of ``rows`` rows with noisy copies of as many ballots as that takes, counts the
-answers where they arise (one small transfer a call), writes them to the log, and only then hands
-them to their ballots, which may want more, or be over. Copies are formed in place, in one buffer
-that all calls share.
+fills each call of ``rows`` rows with noisy copies of as many ballots as that takes (``tallies``), has
+it answered and counted, writes the counts to the log, and only then hands them to their ballots,
+which may want more, or be over.
 
 A ballot looks after exactly as many votes as it wished for. So what comes out for an image does
 not depend on ``rows``, on the order or on the company of other images, unless a budget ends it.
 
 With a budget, all images advance together, so that each has something when it ends; without, just
 as many as fill a call.
+
+**Workers.** A classifier that workers hold (`Spread`) has several calls under way at a time. A
+ballot may be in several of them, with different votes. Answers are applied in the order of the
+calls, and how many calls are formed ahead does not follow the clock, so that calls, votes and the
+log's order are the same in every run, and for 1, 2 and 4 workers. When the budget ends, or the
+classifier fails, no more is asked; what is under way was paid for, so it is waited for and
+written, as far as the votes before it are there.
 """
 
 __all__ = ["Ballot", "Count", "Polling", "poll"]
 
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,15 +30,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepzero_apps.smoothing.answers import Classifier, labels_of
-from deepzero_apps.smoothing.blackbox import ask
+from deepzero_apps.smoothing.answers import Classifier, ClassifierError
 from deepzero_apps.smoothing.bounds import Settings
-from deepzero_apps.smoothing.noise import NoisyCopies
+from deepzero_apps.smoothing.spread import Spread
+from deepzero_apps.smoothing.tallies import Counter, Here, Stretch, Tally, Teller, worth_threads
 from deepzero_apps.smoothing.vote_log import Entry, VoteLog
 from deepzero_apps.zeroth_order.oracle import BudgetExhausted, Meter
-
-_WORTH_THREADS = 2**20
-"""Random numbers in a call from which on several threads make them."""
 
 
 class Ballot(Protocol):
@@ -111,13 +112,17 @@ class Polling:
     together: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class _Seat:
-    """A ballot at work with its stream of copies."""
+    """A ballot at work, and how many of the votes it wants are under way."""
 
     ballot: Ballot
-    copies: NoisyCopies | None = None
-    phase: int = -1
+    asked: int = 0
+
+    @property
+    def open(self) -> int:
+        """Votes that it wants and that were not asked for yet."""
+        return self.ballot.wanted - self.asked
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ class _Piece:
     """Rows of a call that belong to one ballot."""
 
     seat: _Seat
-    rows: int
+    stretch: Stretch
 
 
 def poll(polling: Polling, ballots: Iterable[Ballot]) -> Iterator[Ballot]:
@@ -142,155 +147,140 @@ def poll(polling: Polling, ballots: Iterable[Ballot]) -> Iterator[Ballot]:
         ClassifierError: If the classifier raises or its answer cannot be used.
         VoteLogError: If votes cannot be written.
     """
-    waiting = iter(ballots)
-    active: deque[_Seat] = deque()
-    buffer = torch.empty(0)
-    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        while True:
-            yield from _admit(active, waiting, polling)
-            rows = int(min(polling.rows, polling.meter.remaining))
-            pieces = _pieces(active, rows, _share(polling))
-            total = sum(piece.rows for piece in pieces)
-            if total == 0:
-                return
-            if len(buffer) < total:
-                shape = (total, *polling.images.shape[1:])
-                buffer = torch.empty(shape, dtype=torch.float32, device=polling.device)
-            try:
-                _serve(buffer[:total], pieces, polling, pool)
-            except BudgetExhausted:  # a service's retries have spent what was left
-                return
-            yield from _rise(active, pieces, together=polling.together)
+    counter = _counter(polling)
+    try:
+        yield from _Room(polling, ballots, counter).over()
+    finally:
+        counter.close()
 
 
-def _serve(
-    rows: Tensor, pieces: Sequence[_Piece], polling: Polling, pool: ThreadPoolExecutor
-) -> None:
-    """Makes one call: forms the copies, asks, writes, and hands the votes to their ballots."""
-    start = time.perf_counter()
-    _fill(rows, pieces, polling, pool)
-    labels, spent = _answers(rows, polling)
-    entries = _entries(labels, pieces, classes=polling.classifier.classes, start=start)
-    if polling.log is not None:
-        polling.log.append(entries, spent=spent)
-    for piece, entry in zip(pieces, entries, strict=True):
-        piece.seat.ballot.add(entry)
-
-
-def _rise(active: deque[_Seat], pieces: Sequence[_Piece], *, together: bool) -> Iterator[Ballot]:
-    """Takes away the ballots that are over; if all advance together, those just served wait."""
-    served = [active.popleft() for _ in pieces]
-    going_on = [seat for seat in served if seat.ballot.wanted]
-    if together:
-        active.extend(going_on)
-    else:
-        active.extendleft(reversed(going_on))
-    yield from (seat.ballot for seat in served if not seat.ballot.wanted)
-
-
-def _admit(active: deque[_Seat], waiting: Iterator[Ballot], polling: Polling) -> Iterator[Ballot]:
-    """Seats ballots until they fill a call; passes on those that are over already."""
-    most = _share(polling)
-    wanted = sum(min(most, seat.ballot.wanted) for seat in active)
-    while polling.together or wanted < polling.rows:
-        ballot = next(waiting, None)
-        if ballot is None:
-            return
-        if ballot.wanted == 0:
-            yield ballot
-            continue
-        active.append(_Seat(ballot))
-        wanted += min(most, ballot.wanted)
-
-
-def _pieces(active: Iterable[_Seat], rows: int, most: int) -> list[_Piece]:
-    """Shares the rows of a call among the ballots, first come first served."""
-    pieces: list[_Piece] = []
-    for seat in active:
-        if rows == 0:
-            break
-        taken = min(rows, most, seat.ballot.wanted)
-        pieces.append(_Piece(seat, taken))
-        rows -= taken
-    return pieces
-
-
-def _share(polling: Polling) -> int:
-    """The most rows of a call that one ballot takes: each thread forms copies of another one."""
-    return -(-polling.rows // _threads(polling))
-
-
-def _threads(polling: Polling) -> int:
-    """How many threads form copies: one, where a call has few numbers."""
-    numbers = polling.rows * polling.images[0].numel()
-    return torch.get_num_threads() if numbers >= _WORTH_THREADS else 1
-
-
-def _fill(
-    rows: Tensor, pieces: Sequence[_Piece], polling: Polling, pool: ThreadPoolExecutor
-) -> None:
-    def write(part: Tensor, seat: _Seat) -> None:
-        _copies(seat, polling).write(part)
-
-    parts = rows.split([piece.rows for piece in pieces])
-    seats = [piece.seat for piece in pieces]
-    if len(pieces) == 1 or _threads(polling) == 1:
-        for part, seat in zip(parts, seats, strict=True):
-            write(part, seat)
-    else:
-        list(pool.map(write, parts, seats))
-
-
-def _copies(seat: _Seat, polling: Polling) -> NoisyCopies:
-    ballot, settings = seat.ballot, polling.settings
-    if seat.copies is None or seat.phase != ballot.phase:
-        seat.phase = ballot.phase
-        seat.copies = NoisyCopies(
-            polling.images[ballot.index],
-            sigma=settings.sigma,
-            seed=settings.seed,
-            index=ballot.index,
-            phase=ballot.phase,
-            noise=settings.noise,
-            start=ballot.seen,
+def _counter(polling: Polling) -> Counter:
+    classifier, images = polling.classifier, polling.images
+    if isinstance(classifier, Spread):
+        return classifier.counter(
+            images,
+            polling.settings,
+            rows=polling.rows,
+            meter=polling.meter,
             device=polling.device,
         )
-    return seat.copies
+    teller = Teller(classifier, images, polling.settings, device=polling.device)
+    return Here(teller, polling.meter)
 
 
-def _answers(rows: Tensor, polling: Polling) -> tuple[Tensor, int]:
-    """Charges and asks one call; gives its labels and the queries that they took."""
-    before = polling.meter.spent
-    polling.meter.charge(len(rows))
-    labels = labels_of(ask(polling.classifier, rows))
-    return labels, polling.meter.spent - before
+class _Room:
+    """Where ballots sit until they are over."""
+
+    def __init__(self, polling: Polling, ballots: Iterable[Ballot], counter: Counter) -> None:
+        self._polling, self._waiting, self._counter = polling, iter(ballots), counter
+        self._seats: dict[_Seat, None] = {}  # in the order in which they are served
+        self._under_way: deque[list[_Piece]] = deque()
+        self._ended: list[ClassifierError | BudgetExhausted] = []
+        # each thread forms copies of another ballot
+        threads = worth_threads(polling.rows, polling.images.shape[1:])
+        self._share = -(-polling.rows // threads)
+
+    def over(self) -> Iterator[Ballot]:
+        """Passes on the ballots that are over."""
+        while True:
+            yield from self._ask()
+            if not self._under_way:
+                break
+            yield from self._served()
+        for error in self._ended:
+            if isinstance(error, ClassifierError):
+                raise error
+
+    def _ask(self) -> Iterator[Ballot]:
+        """Forms calls until enough are under way, or no more can be formed."""
+        while not self._ended and len(self._under_way) < self._counter.ahead:
+            yield from self._admitted()
+            rows = int(min(self._polling.rows, self._counter.affordable()))
+            pieces = self._pieces(rows)
+            full = sum(piece.stretch.rows for piece in pieces) == rows
+            if not pieces or not (full or len(self._under_way) < self._counter.busy):
+                return
+            self._seat_behind(pieces)
+            self._counter.put([piece.stretch for piece in pieces])
+            self._under_way.append(pieces)
+
+    def _admitted(self) -> Iterator[Ballot]:
+        """Seats ballots until they fill a call; passes on those that are over already."""
+        everybody = self._polling.together
+        open_rows = 0 if everybody else sum(min(self._share, s.open) for s in self._seats)
+        while everybody or open_rows < self._polling.rows:
+            ballot = next(self._waiting, None)
+            if ballot is None:
+                return
+            if ballot.wanted == 0:
+                yield ballot
+                continue
+            self._seats[_Seat(ballot)] = None
+            open_rows += min(self._share, ballot.wanted)
+
+    def _pieces(self, rows: int) -> list[_Piece]:
+        """Shares the rows of a call among the ballots, first come first served."""
+        pieces: list[_Piece] = []
+        for seat in self._seats:
+            taken = min(rows, self._share, seat.open)
+            if taken:
+                start = seat.ballot.seen + seat.asked
+                stretch = Stretch(seat.ballot.index, seat.ballot.phase, start, taken)
+                pieces.append(_Piece(seat, stretch))
+            rows -= taken
+            if rows == 0:
+                break
+        return pieces
+
+    def _seat_behind(self, pieces: Sequence[_Piece]) -> None:
+        """Notes what is under way; if all advance together, those who are served sit down last."""
+        for piece in pieces:
+            piece.seat.asked += piece.stretch.rows
+            if self._polling.together:
+                self._seats[piece.seat] = self._seats.pop(piece.seat)
+
+    def _served(self) -> Iterator[Ballot]:
+        """Takes the oldest call's answers: writes them, and hands them to their ballots."""
+        pieces = self._under_way.popleft()
+        try:
+            tally = self._counter.take()
+        except (ClassifierError, BudgetExhausted) as error:
+            self._ended.append(error)  # of repetitions that were refused, or an outage
+            return
+        usable = self._written(pieces, tally)
+        for piece, entry in usable:
+            piece.seat.asked -= entry.rows
+            piece.seat.ballot.add(entry)
+        for piece, _ in usable:
+            if not piece.seat.ballot.wanted:
+                del self._seats[piece.seat]
+                self._counter.forget(piece.stretch.index)
+                yield piece.seat.ballot
+
+    def _written(self, pieces: Sequence[_Piece], tally: Tally) -> list[tuple[_Piece, Entry]]:
+        """Writes the votes that follow those that their ballots have: all, unless a call failed."""
+        usable = []
+        for piece, entry in zip(pieces, _entries(pieces, tally), strict=True):
+            ballot = piece.seat.ballot
+            if (entry.phase, entry.start) == (ballot.phase, ballot.seen):
+                usable.append((piece, entry))
+        if usable and self._polling.log is not None:
+            entries = [entry for _, entry in usable]
+            useless = sum(p.stretch.rows for p in pieces) - sum(entry.rows for entry in entries)
+            self._polling.log.append(entries, spent=tally.spent - useless)
+        return usable
 
 
-def _entries(
-    labels: Tensor, pieces: Sequence[_Piece], *, classes: int, start: float
-) -> list[Entry]:
-    """Counts the answers of one call."""
-    counts = _counts(labels, [piece.rows for piece in pieces], classes)
-    row_seconds = (time.perf_counter() - start) / len(labels)
+def _entries(pieces: Sequence[_Piece], tally: Tally) -> list[Entry]:
+    row_seconds = tally.seconds / sum(piece.stretch.rows for piece in pieces)
     return [
         Entry(
-            piece.seat.ballot.index,
-            piece.seat.ballot.phase,
-            piece.seat.ballot.seen,
+            piece.stretch.index,
+            piece.stretch.phase,
+            piece.stretch.start,
             {int(label): int(votes[label + 1]) for label in votes[1:].nonzero()[0]},
             int(votes[0]),
-            row_seconds * piece.rows,
+            row_seconds * piece.stretch.rows,
         )
-        for piece, votes in zip(pieces, counts, strict=True)
+        for piece, votes in zip(pieces, tally.counts, strict=True)
     ]
-
-
-def _counts(labels: Tensor, sizes: Sequence[int], classes: int) -> np.ndarray:
-    """Counts the votes of each piece: ``(pieces, 1 + classes)``, those without answer first."""
-    lengths = torch.tensor(sizes, device=labels.device)
-    owners = torch.arange(len(sizes), device=labels.device).repeat_interleave(
-        lengths, output_size=len(labels)
-    )
-    cells = owners * (classes + 1) + labels + 1
-    counts = torch.bincount(cells, minlength=len(sizes) * (classes + 1))
-    return counts.view(len(sizes), classes + 1).cpu().numpy()

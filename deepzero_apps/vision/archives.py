@@ -8,7 +8,6 @@ classes. Pickled objects are never read.
 __all__ = ["images_from_npz", "npz"]
 
 import zipfile
-import zlib
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deepzero_apps.foreign import read_arrays
 from deepzero_apps.vision.images import Images, Splits, cut_test, cut_validation
 
 FOLDER_FILES = ("train_images.npz", "test_images.npz")
@@ -99,9 +99,8 @@ def _read(path: Path) -> Arrays:
             f"path must be an .npz archive, got {path}, which is none or is cut short"
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files if key in _WANTED}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        arrays = read_arrays(path, _WANTED)
+    except (ValueError, OSError) as error:
         raise ValueError(
             f"path must be an intact .npz archive of plain arrays, got {path} ({error})"
         ) from error

@@ -3,7 +3,9 @@
 Either ``root/<class>/<file>``, or ``root/train/<class>/<file>`` with ``root/test`` and, if wanted,
 ``root/validation`` of the same form. A class's index is its place in the sorted names of the
 training classes. All files have one size; they are gray if every file is, else RGB. Files with
-other endings than an image's, and hidden ones, are left alone.
+other endings than an image's, hidden ones, and what is no file (a pipe, a device) are left alone;
+links are followed. A file is decoded by one of the formats below alone, whatever its ending, and
+only after its header told a size that fits.
 """
 
 __all__ = ["image_folder"]
@@ -21,6 +23,13 @@ from deepzero_apps.vision.images import Images, Splits, cut_test, cut_validation
 
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"})
 """Files that are taken for images, in capitals too."""
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""What a file may be. Pillow knows more, some of which start other programs (EPS)."""
+
+LARGEST = 2**24
+"""Pixels that an image may have, 4096x4096: a PNG of a few kilobytes can claim a thousand times as
+many."""
 
 Labelled = list[tuple[Path, int]]
 
@@ -67,13 +76,7 @@ def _load(folders: Sequence[Path]) -> list[Images]:
     arrays: list[NDArray[np.uint8]] = []
     reference = found[0][0][0]
     for path, _ in (entry for files in found for entry in files):
-        array = _read(path)
-        if arrays and array.shape[:2] != arrays[0].shape[:2]:
-            raise ValueError(
-                f"images must all have one size, got {_size(array)} in {path} "
-                f"and {_size(arrays[0])} in {reference}"
-            )
-        arrays.append(array)
+        arrays.append(_read(path, arrays[0].shape[:2] if arrays else None, reference))
     gray = all(array.ndim == 2 for array in arrays)
     pixels = torch.from_numpy(np.stack([_channels_first(array, gray) for array in arrays]))
     labels = torch.tensor([label for files in found for _, label in files])
@@ -110,27 +113,42 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
 
 
-def _read(path: Path) -> NDArray[np.uint8]:
-    """Reads a file as gray (h, w) or RGB (h, w, 3)."""
+class _Unfit(ValueError):
+    """An image that could be decoded and is not wanted."""
+
+
+def _read(path: Path, shape: tuple[int, ...] | None, reference: Path) -> NDArray[np.uint8]:
+    """Reads a file as gray (h, w) or RGB (h, w, 3), of the shape (h, w) of the reference's."""
     try:
-        with Image.open(path) as image:
-            # Modes I and F hold 16 or 32 bits, which PIL would cut to 8 without a word.
-            deep = image.mode.startswith(("I", "F"))
-            pixels = np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with Image.open(path, formats=FORMATS) as image:
+            _check_header(image, path, shape, reference)
+            return np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    except (_Unfit, MemoryError):
+        raise
+    except Exception as error:  # a damaged file makes Pillow raise errors of nearly every class
         raise ValueError(f"root must hold readable images, got {path} ({error})") from error
-    if deep:
-        raise ValueError(
-            f"images must have 8 bits a channel, got more in {path}; convert it first"
+
+
+def _check_header(
+    image: Image.Image, path: Path, shape: tuple[int, ...] | None, reference: Path
+) -> None:
+    """Refuses by the header, before anything is decoded."""
+    # Modes I and F hold 16 or 32 bits, which PIL would cut to 8 without a word.
+    if image.mode.startswith(("I", "F")):
+        raise _Unfit(f"images must have 8 bits a channel, got more in {path}; convert it first")
+    width, height = image.size
+    if width * height > LARGEST:
+        raise _Unfit(
+            f"images must have at most {LARGEST:,} pixels, got {width}x{height} in {path}"
         )
-    return pixels
+    if shape is not None and (height, width) != shape:
+        raise _Unfit(
+            f"images must all have one size, got {width}x{height} in {path} "
+            f"and {shape[1]}x{shape[0]} in {reference}"
+        )
 
 
 def _channels_first(array: NDArray[np.uint8], gray: bool) -> NDArray[np.uint8]:
     if array.ndim == 3:
         return array.transpose(2, 0, 1)
     return array[None] if gray else np.broadcast_to(array, (3, *array.shape))
-
-
-def _size(array: NDArray[np.uint8]) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"

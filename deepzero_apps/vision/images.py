@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_LONGEST_NAME = 200
+
 
 @dataclass(frozen=True, eq=False)
 class Images:
@@ -24,8 +26,8 @@ class Images:
         classes: The names of the classes.
 
     Raises:
-        ValueError: If the shapes do not fit each other, a label is out of range or a float pixel
-            is outside of [0, 1].
+        ValueError: If the shapes do not fit each other, a label is out of range, a float pixel
+            is outside of [0, 1], or the name of a class is no plain text of one line.
         TypeError: If ``images`` is neither uint8 nor float32, or ``labels`` not int64.
     """
 
@@ -45,6 +47,7 @@ class Images:
                 f"got shape {tuple(self.labels.shape)}"
             )
         _check_range("labels", self.labels, len(self.classes) - 1)
+        _check_names(self.classes)
         if self.images.is_floating_point():
             _check_range("images", self.images, 1)
 
@@ -173,6 +176,16 @@ def _check_types(images: Tensor, labels: Tensor) -> None:
         raise TypeError(f"images must be uint8 or float32, got {images.dtype}")
     if labels.dtype != torch.int64:
         raise TypeError(f"labels must be int64, got {labels.dtype}")
+
+
+def _check_names(classes: tuple[str, ...]) -> None:
+    """Names go to terminals and pages, which obey what is not printable."""
+    for name in classes:
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise ValueError(
+                f"classes must have printable names of at most {_LONGEST_NAME} characters, got "
+                f"{name[:_LONGEST_NAME]!r}; rename the class"
+            )
 
 
 def _check_range(name: str, values: Tensor, largest: int) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "Recipe",
     "accuracy",
     "classifier_training",
+    "labelled_batch",
     "queries_a_step",
     "training_batch",
 ]
@@ -45,6 +46,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from deepzero_apps.vision.augmentation import augment
 from deepzero_apps.vision.images import Images
+from deepzero_apps.workers import Sharded
 from deepzero_apps.zeroth_order.activations import Activations
 from deepzero_apps.zeroth_order.gradients import (
     Coordinates,
@@ -163,7 +165,7 @@ def queries_a_step(gradient: WeightGradient, network: nn.Module, inputs: Tensor)
         return 1
     if isinstance(gradient, Activations):
         return gradient.queries(network, inputs)
-    if isinstance(gradient, StackedRandomized | Remembered):
+    if isinstance(gradient, StackedRandomized | Remembered | Sharded):
         return queries_a_step(gradient.plain, network, inputs)
     if isinstance(gradient, Randomized):
         return (2 if gradient.central else 1) * gradient.q + 1
@@ -171,8 +173,8 @@ def queries_a_step(gradient: WeightGradient, network: nn.Module, inputs: Tensor)
         moved = gradient.schedule.total if gradient.schedule else Weights(network).total
         return (2 if gradient.central else 1) * moved + 1
     raise TypeError(
-        "gradient must be FirstOrder, Coordinates, Randomized, StackedRandomized, Activations or "
-        "Remembered, "
+        "gradient must be FirstOrder, Coordinates, Randomized, StackedRandomized, Activations, "
+        "Remembered or Sharded, "
         f"got {type(gradient).__name__}"
     )
 
@@ -212,8 +214,8 @@ def classifier_training(
 
     def estimate(step: int) -> Observation:
         meter.charge(cost)
-        inputs, labels = training_batch(train, recipe, step)
-        seen = gradient(network, inputs, CrossEntropy(labels), step=step)
+        inputs, head = labelled_batch(train, recipe, step)
+        seen = gradient(network, inputs, head, step=step)
         if recipe.forget_at_redraw and seen.redrawn:
             optimizer.state.clear()
         return seen
@@ -240,6 +242,12 @@ def training_batch(train: Images, recipe: Recipe, step: int) -> tuple[Tensor, Te
     if recipe.augment:
         inputs = augment(inputs, generator=generator_for(recipe.seed, "augment", step))
     return inputs, train.labels[rows]
+
+
+def labelled_batch(train: Images, recipe: Recipe, step: int) -> tuple[Tensor, CrossEntropy]:
+    """Returns the images ``(b, c, h, w)`` of a step and the loss of logits on them."""
+    inputs, labels = training_batch(train, recipe, step)
+    return inputs, CrossEntropy(labels)
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -33,7 +33,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +43,7 @@ from deepzero_apps.zeroth_order.engines import Fastest, SlowEngineWarning
 from deepzero_apps.zeroth_order.frozen import Frozen, uses_batch_statistics
 from deepzero_apps.zeroth_order.gradients import write_gradient
 from deepzero_apps.zeroth_order.graph import Traced, Untraceable, trace
+from deepzero_apps.zeroth_order.per_network import PerNetwork
 from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.state import Surroundings, Weights, slots
 from deepzero_apps.zeroth_order.training import Observation
@@ -111,8 +111,8 @@ class Activations:
     budget: int = 2**23
     precision: torch.dtype | None = None
     _engine: Engine = field(init=False, repr=False, compare=False)
-    _plans: "WeakKeyDictionary[nn.Module, dict[object, _Plan]]" = field(
-        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
+    _plans: "PerNetwork[dict[object, _Plan]]" = field(
+        default_factory=PerNetwork, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:

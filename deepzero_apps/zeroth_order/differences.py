@@ -246,13 +246,23 @@ class Evaluation:
         head: The rest of the loss.
         walk: How moved networks are evaluated.
         relative: Whether ``walk`` gives differences from the base output.
+        together: A parameter's number to how many of its moves ``walk`` evaluates in one pass.
     """
 
-    def __init__(self, first: Pass, head: Head, walk: Walk, *, relative: bool = False) -> None:
+    def __init__(
+        self,
+        first: Pass,
+        head: Head,
+        walk: Walk,
+        *,
+        relative: bool = False,
+        together: Callable[[int], int] = lambda _: 1,
+    ) -> None:
         self._pass = first
         self._losses = Losses(head, first.output)
         self._walk = walk
         self._relative = relative
+        self._together = together
 
     @property
     def queries(self) -> int:
@@ -296,6 +306,27 @@ class Evaluation:
                 with closing(self._chunks(index, offsets, mu, central)) as chunks:
                     values[positions] = torch.cat(list(chunks))
         return values
+
+    def passes(self, coordinates: Tensor) -> list[tuple[int, Tensor]]:
+        """Says which weights are moved in one pass: their differences do not depend on others.
+
+        Args:
+            coordinates: As for `differences`.
+
+        Returns:
+            For every pass the number of the parameter and the positions in ``coordinates``, int64,
+            ascending by parameter.
+
+        Raises:
+            TypeError: As `differences`.
+            ValueError: As `differences`.
+        """
+        found = []
+        with self._pass.unnoticed():
+            for index, (positions, _) in self._pass.weights.locate(coordinates).items():
+                parts = torch.tensor(positions).split(self._together(index))
+                found += [(index, part) for part in parts]
+        return found
 
     def displaced(self, step: Tensor, *, central: bool = False) -> Tensor:
         r"""Evaluates the loss with all weights moved at once.

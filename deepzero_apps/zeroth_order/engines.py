@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from deepzero_apps.zeroth_order.agreement import agree, agree_by_moves
 from deepzero_apps.zeroth_order.base_pass import BasePass
 from deepzero_apps.zeroth_order.differences import Evaluation, Head, Pass, sequential
 from deepzero_apps.zeroth_order.graph import Suffix, Traced, Untraceable, trace
+from deepzero_apps.zeroth_order.per_network import PerNetwork
 from deepzero_apps.zeroth_order.propagation import Propagation
 from deepzero_apps.zeroth_order.propagation.delta import NoDifference
 from deepzero_apps.zeroth_order.propagation.starts import moves_weights
@@ -108,27 +108,29 @@ class DifferencePropagation:
         propagation = Propagation(base, precision=self._precision)
         threads = torch.get_num_threads()
 
-        def walk(index: int, offsets: Sequence[int], mu: float) -> Generator[Tensor, None, None]:
-            suffix = base.traced.suffix(first.weights.names[index])
-            move = partial(propagation.run, suffix, first.weights, index=index, mu=mu)
-            size, done = self._size(first, propagation, index), 0
-            if size > 0:
-                chunks = [offsets[i : i + size] for i in range(0, len(offsets), size)]
-                workers = 1 if _one_at_a_time(propagation, suffix) else threads
-                try:
-                    with closing(
-                        in_order(lambda part: move(offsets=part), chunks, workers=workers)
-                    ) as outputs:
-                        for output, _ in outputs:
-                            yield output
-                            done += len(output)
-                except NoDifference as reason:
-                    _warn_slow(first.weights.names[index], str(reason))
-            one = _whole if size == _WHOLE else _one
-            for offset in offsets[done:]:
-                yield one(first, base, suffix, index=index, offset=offset, mu=mu)
+        def together(index: int) -> int:
+            return max(1, self._size(first, propagation, index))
 
-        return Evaluation(first, head, walk, relative=True)
+        def walk(index: int, offsets: Sequence[int], mu: float) -> Generator[Tensor, None, None]:
+            name = first.weights.names[index]
+            suffix, size = base.traced.suffix(name), self._size(first, propagation, index)
+            alone = _whole if size == _WHOLE else _one
+            one = partial(alone, first, base, suffix, index=index, mu=mu)
+            if size <= 0:
+                yield from (one(offset=offset) for offset in offsets)
+                return
+            move = partial(propagation.run, suffix, first.weights, index=index, mu=mu)
+            chunks = [offsets[i : i + size] for i in range(0, len(offsets), size)]
+            workers = 1 if _one_at_a_time(propagation, suffix) else threads
+            with closing(in_order(partial(_tried, move), chunks, workers=workers)) as outputs:
+                for chunk, output in zip(chunks, outputs, strict=True):
+                    if isinstance(output, Tensor):
+                        yield output
+                        continue
+                    _warn_slow(name, str(output))
+                    yield from (one(offset=offset) for offset in chunk)
+
+        return Evaluation(first, head, walk, relative=True, together=together)
 
     def _size(self, first: Pass, propagation: Propagation, index: int) -> int:
         """How many moves of a parameter make a chunk; 0 where they run one by one, or `_WHOLE`."""
@@ -158,7 +160,7 @@ class Fastest(DifferencePropagation):
 
     def __init__(self, budget: int | None = None, *, precision: torch.dtype | None = None) -> None:
         super().__init__(budget, precision=precision)
-        self._warned: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+        self._warned: PerNetwork[bool] = PerNetwork()
 
     @torch.no_grad()
     def prepare(self, network: nn.Module, inputs: Tensor, head: Head) -> Evaluation:
@@ -182,7 +184,7 @@ class _Graphs:
     """The graphs of networks, traced once for each mode they are in."""
 
     def __init__(self) -> None:
-        self._known: WeakKeyDictionary[nn.Module, dict[object, Traced]] = WeakKeyDictionary()
+        self._known: PerNetwork[dict[object, Traced]] = PerNetwork()
 
     def base(self, first: Pass) -> BasePass:
         known = self._known.setdefault(first.network, {})
@@ -229,6 +231,14 @@ def _one_at_a_time(propagation: Propagation, suffix: Suffix) -> bool:
     base = propagation.base
     on_cpu = base.output.device.type == "cpu"
     return not on_cpu or propagation.draws(suffix) or moves_weights(base, suffix.sites[0])
+
+
+def _tried(move: Callable[..., tuple[Tensor, int]], chunk: Sequence[int]) -> Tensor | NoDifference:
+    """The differences of a chunk, or why it has none: a chunk's bits depend on itself alone."""
+    try:
+        return move(offsets=chunk)[0]
+    except NoDifference as reason:
+        return reason
 
 
 def _one(

@@ -27,6 +27,7 @@ __all__ = [
     "write_gradient",
 ]
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -37,6 +38,7 @@ from deepzero_apps.zeroth_order.differences import Engine, Evaluation, Head
 from deepzero_apps.zeroth_order.directions import Directions, Gaussian
 from deepzero_apps.zeroth_order.engines import Fastest
 from deepzero_apps.zeroth_order.estimators import Loss
+from deepzero_apps.zeroth_order.pieces import all_at_once
 from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.sparsity import Schedule
 from deepzero_apps.zeroth_order.state import Weights
@@ -103,17 +105,53 @@ class Coordinates:
         self, network: nn.Module, inputs: Tensor, head: Head, *, step: int
     ) -> Observation:
         """Writes ``.grad`` of the trainable parameters and returns what it saw."""
-        weights = Weights(network)
-        evaluation = self.engine.prepare(network, inputs, head)
+        return all_at_once(self.begin(network, inputs, head, step=step))
+
+    def begin(
+        self, network: nn.Module, inputs: Tensor, head: Head, *, step: int
+    ) -> "_CoordinateWork":
+        """Makes the base pass; a piece is a pass of moves of one parameter."""
         support = self.schedule.at(step) if self.schedule else None
-        moved = support if support is not None else torch.arange(weights.total)
-        loss = float(evaluation.base)
-        changes = evaluation.differences(moved, mu=self.mu, central=self.central)
-        slopes = changes / (2 * self.mu if self.central else self.mu)
-        gradient = torch.zeros(weights.total, dtype=slopes.dtype, device=slopes.device)
-        write_gradient(weights, gradient.index_copy_(0, moved.to(slopes.device), slopes))
         redrawn = self.schedule is not None and self.schedule.redrawn(step)
-        return Observation(loss, support, redrawn=redrawn)
+        evaluation = self.engine.prepare(network, inputs, head)
+        return _CoordinateWork(self, Weights(network), evaluation, support, redrawn=redrawn)
+
+
+class _CoordinateWork:
+    """Loss differences of single moves; see `Work`."""
+
+    def __init__(
+        self,
+        plain: Coordinates,
+        weights: Weights,
+        evaluation: Evaluation,
+        support: Tensor | None,
+        *,
+        redrawn: bool,
+    ) -> None:
+        self._plain, self._weights, self._evaluation = plain, weights, evaluation
+        self._support, self._redrawn = support, redrawn
+        self._moved = support if support is not None else torch.arange(weights.total)
+        passes = evaluation.passes(self._moved)
+        self._places = [places for _, places in passes]
+        self.kinds = [parameter for parameter, _ in passes]
+        self.lengths = [len(places) for places in self._places]
+
+    def measure(self, pieces: Sequence[int]) -> Tensor:
+        """Evaluates the moves of pieces."""
+        places = torch.cat([self._places[piece] for piece in pieces])
+        return self._evaluation.differences(
+            self._moved[places], mu=self._plain.mu, central=self._plain.central
+        )
+
+    def finish(self, measured: Tensor) -> Observation:
+        """Writes the slopes."""
+        slopes = measured / (2 * self._plain.mu if self._plain.central else self._plain.mu)
+        moved = self._moved[torch.cat(self._places)].to(slopes.device)
+        gradient = slopes.new_zeros(self._weights.total)
+        write_gradient(self._weights, gradient.index_copy_(0, moved, slopes))
+        loss = float(self._evaluation.base)
+        return Observation(loss, self._support, redrawn=self._redrawn)
 
 
 @dataclass(frozen=True)
@@ -142,21 +180,61 @@ class Randomized:
     def __post_init__(self) -> None:
         _check_positive(mu=self.mu, q=self.q)
 
+    def factor(self, total: int) -> float:
+        """By what the sum of differences times directions becomes the gradient of ``total`` weights."""
+        width = 2 * self.mu if self.central else self.mu
+        return self.directions.scale(total) / (width * self.q)
+
     def __call__(
         self, network: nn.Module, inputs: Tensor, head: Head, *, step: int
     ) -> Observation:
         """Writes ``.grad`` of the trainable parameters and returns what it saw."""
-        weights = Weights(network)
+        return all_at_once(self.begin(network, inputs, head, step=step))
+
+    def begin(
+        self, network: nn.Module, inputs: Tensor, head: Head, *, step: int
+    ) -> "_DirectionWork":
+        """Makes the base pass; a piece is a direction."""
         evaluation = self.engine.prepare(network, inputs, head)
-        generator = generator_for(self.seed, "directions", step, device=inputs.device)
-        like = weights.parameters[0].new_empty(weights.total)
-        gradient = torch.zeros(weights.total, dtype=torch.float64, device=inputs.device)
-        width = 2 * self.mu if self.central else self.mu
-        for _ in range(self.q):
-            u = self.directions.sample(like, generator=generator)
-            gradient += evaluation.displaced(self.mu * u, central=self.central) / width * u
-        write_gradient(weights, gradient * (self.directions.scale(weights.total) / self.q))
-        return Observation(float(evaluation.base))
+        return _DirectionWork(self, Weights(network), evaluation, step=step)
+
+    def direction(self, step: int, number: int, *, like: Tensor) -> Tensor:
+        """Draws one direction of a step, of the shape, type and device of ``like``."""
+        generator = generator_for(self.seed, "direction", step, number, device=like.device)
+        return self.directions.sample(like, generator=generator)
+
+
+class _DirectionWork:
+    """Loss differences along directions; see `Work`."""
+
+    def __init__(
+        self, plain: Randomized, weights: Weights, evaluation: Evaluation, *, step: int
+    ) -> None:
+        self._plain, self._weights, self._evaluation = plain, weights, evaluation
+        self._step = step
+        self._like = weights.parameters[0].detach().new_empty(weights.total)
+        self.kinds = [0] * plain.q
+        self.lengths = [1] * plain.q
+
+    def measure(self, pieces: Sequence[int]) -> Tensor:
+        """Evaluates the network along directions."""
+        plain = self._plain
+        changes = [
+            self._evaluation.displaced(plain.mu * self._direction(i), central=plain.central)
+            for i in pieces
+        ]
+        return torch.stack(changes)
+
+    def finish(self, measured: Tensor) -> Observation:
+        """Writes the mean over directions."""
+        gradient = torch.zeros_like(self._like, dtype=torch.float64)
+        for i, change in enumerate(measured):
+            gradient += change * self._direction(i)
+        write_gradient(self._weights, gradient * self._plain.factor(self._weights.total))
+        return Observation(float(self._evaluation.base))
+
+    def _direction(self, number: int) -> Tensor:
+        return self._plain.direction(self._step, number, like=self._like)
 
 
 def network_loss(evaluation: Evaluation, weights: Weights) -> Loss:

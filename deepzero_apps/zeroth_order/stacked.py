@@ -19,10 +19,10 @@ with ordinary passes; if they disagree, `Randomized` does the work, after a `Slo
 __all__ = ["Copies", "StackedRandomized"]
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
@@ -31,6 +31,8 @@ from torch.nn import functional
 from deepzero_apps.zeroth_order.differences import Head, Pass
 from deepzero_apps.zeroth_order.engines import SlowEngineWarning
 from deepzero_apps.zeroth_order.gradients import Randomized, write_gradient
+from deepzero_apps.zeroth_order.per_network import PerNetwork
+from deepzero_apps.zeroth_order.pieces import Work, all_at_once
 from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.state import Weights
 from deepzero_apps.zeroth_order.training import Observation
@@ -67,8 +69,8 @@ class StackedRandomized:
 
     plain: Randomized
     copies: int = 8
-    _known: "WeakKeyDictionary[nn.Module, _Known]" = field(
-        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
+    _known: PerNetwork[_Known] = field(
+        default_factory=PerNetwork, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
@@ -79,32 +81,16 @@ class StackedRandomized:
         self, network: nn.Module, inputs: Tensor, head: Head, *, step: int
     ) -> Observation:
         """Writes ``.grad`` of the trainable parameters and returns what it saw."""
+        return all_at_once(self.begin(network, inputs, head, step=step))
+
+    @torch.no_grad()
+    def begin(self, network: nn.Module, inputs: Tensor, head: Head, *, step: int) -> Work:
+        """Makes the base pass; a piece is a pass of displaced networks."""
         graph = self._trusted_graph(network, inputs)
         if graph is None:
-            return self.plain(network, inputs, head, step=step)
-        with torch.no_grad():
-            first = Pass(network, inputs)
-            base = _losses(head, first.output[None])
-            gradient = self._gradient(Copies(network, graph), inputs, head, base=base, step=step)
-        write_gradient(first.weights, gradient)
-        return Observation(float(base.mean()))
-
-    def _gradient(
-        self, copies: "Copies", inputs: Tensor, head: Head, *, base: Tensor, step: int
-    ) -> Tensor:
-        plain, theta = self.plain, copies.theta()
-        generator = generator_for(plain.seed, "directions", step, device=inputs.device)
-        gradient = torch.zeros(theta.numel(), dtype=torch.float64, device=theta.device)
-        for start in range(0, plain.q, self.copies):
-            rows = range(min(self.copies, plain.q - start))
-            u = torch.stack([plain.directions.sample(theta, generator=generator) for _ in rows])
-            other, width = base, plain.mu
-            if plain.central:
-                other = _losses(head, copies(inputs, theta - plain.mu * u))
-                width = 2 * plain.mu
-            moved = _losses(head, copies(inputs, theta + plain.mu * u))
-            gradient += ((moved - other).mean(1) / width).to(u.dtype) @ u
-        return gradient * (plain.directions.scale(theta.numel()) / plain.q)
+            return self.plain.begin(network, inputs, head, step=step)
+        first = Pass(network, inputs)
+        return _StackedWork(self, first, Copies(network, graph), head, step=step)
 
     def _trusted_graph(self, network: nn.Module, inputs: Tensor) -> fx.Graph | None:
         if network not in self._known:
@@ -117,6 +103,47 @@ class StackedRandomized:
         if key not in known.verdicts:
             known.verdicts[key] = _agrees(network, known.graph, inputs)
         return known.graph if known.verdicts[key] else None
+
+
+class _StackedWork:
+    """Loss differences along directions, many in a pass; see `Work`."""
+
+    def __init__(
+        self, owner: StackedRandomized, first: Pass, copies: "Copies", head: Head, *, step: int
+    ) -> None:
+        self._plain, self._first, self._copies, self._head = owner.plain, first, copies, head
+        self._step = step
+        self._theta = copies.theta()
+        self._base = _losses(head, first.output[None])
+        self._passes = list(torch.arange(owner.plain.q).split(owner.copies))
+        self.kinds = [0] * len(self._passes)
+        self.lengths = [len(part) for part in self._passes]
+
+    @torch.no_grad()
+    def measure(self, pieces: Sequence[int]) -> Tensor:
+        """Evaluates the displaced networks of pieces."""
+        return torch.cat([self._changes(self._steps(piece)) for piece in pieces])
+
+    def finish(self, measured: Tensor) -> Observation:
+        """Writes the mean over directions."""
+        gradient = torch.zeros_like(self._theta, dtype=torch.float64)
+        for piece, changes in enumerate(measured.split(self.lengths)):
+            u = self._steps(piece)
+            gradient += changes.to(u.dtype) @ u
+        write_gradient(self._first.weights, gradient * self._plain.factor(len(self._theta)))
+        return Observation(float(self._base.mean()))
+
+    def _changes(self, u: Tensor) -> Tensor:
+        inputs, mu, other = self._first.inputs, self._plain.mu, self._base
+        if self._plain.central:
+            other = _losses(self._head, self._copies(inputs, self._theta - mu * u))
+        return (_losses(self._head, self._copies(inputs, self._theta + mu * u)) - other).mean(1)
+
+    def _steps(self, piece: int) -> Tensor:
+        """The directions of a piece, of shape ``(k, d)``."""
+        numbers = self._passes[piece].tolist()
+        draw = partial(self._plain.direction, self._step, like=self._theta)
+        return torch.stack([draw(number) for number in numbers])
 
 
 class Copies:

@@ -24,10 +24,12 @@ def start(*arguments: str, preamble: str = "") -> "subprocess.Popen[str]":
     )
 
 
-def stopped(path: Path, *arguments: str, lines: int, by: signal.Signals) -> tuple[int, str]:
+def stopped(
+    path: Path, *arguments: str, lines: int, by: signal.Signals, patience: float = 60
+) -> tuple[int, str]:
     """Starts a command and stops it when a file has so many lines; gives code and message."""
     process = start(*arguments)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience
     try:
         while not path.exists() or path.read_bytes().count(b"\n") < lines:
             assert process.poll() is None, process.communicate()[1]

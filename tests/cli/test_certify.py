@@ -2,14 +2,19 @@
 
 import json
 import re
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from deepzero_apps.cli import main
+from deepzero_apps.cli.certify import CertifySettings
+from deepzero_apps.cli.scenes import held
+from deepzero_apps.cli.settings import Misuse
 from deepzero_apps.smoothing.sequences import lower_bound_anytime
 from deepzero_apps.smoothing.vote_log import read_votes
 from tests.cli import processes
@@ -26,6 +31,10 @@ def certify(*flags: str) -> int:
 def certificates(folder: Path | str) -> list[dict[str, Any]]:
     text = (Path(folder) / "certificates.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]
+
+
+def timeless(folder: Path | str) -> dict[int, dict[str, Any]]:
+    return {c["index"]: {**c, "seconds": 0} for c in certificates(folder)}
 
 
 def test_the_bare_classifier_gets_certificates_in_the_field_s_columns(
@@ -58,7 +67,7 @@ def test_a_defend_run_brings_its_settings_along(centroids: str) -> None:
     trained = ["--method", "zo-ds", "--classifier", centroids, "--budget", "1400"]
     assert main(["defend", "--out", "run", *TRAIN, *trained, "--sigma", "0.25"]) == 0
 
-    assert certify("--run", "run", "--json", "rows.json") == 0
+    assert certify("--run", "run", "--json", "rows.json", "--classifier", centroids) == 0
 
     document = json.loads(Path("rows.json").read_text())
     assert document["rows"][0]["queries"] == 1400
@@ -74,12 +83,12 @@ def test_a_wish_that_contradicts_the_run_is_refused(
     flags = [*TRAIN, "--method", "mse", "--classifier", centroids, "--sigma", "0.25"]
     assert main(["defend", "--out", "run", *flags]) == 0
 
-    assert certify("--run", "run", "--sigma", "0.12") == 2
+    assert certify("--run", "run", "--sigma", "0.12", "--classifier", centroids) == 2
 
     said = capsys.readouterr().err
     assert "--sigma must be that of --run, 0.25, or left out, got 0.12" in said
     assert not Path("run/certificates").exists()
-    assert certify("--run", "run", "--sigma", "0.25") == 0
+    assert certify("--run", "run", "--sigma", "0.25", "--classifier", centroids) == 0
 
 
 def test_votes_do_not_depend_on_rows_or_resumption(
@@ -112,13 +121,13 @@ def test_a_changed_classifier_is_refused(
     name = own_module(text.format(0)) + ":network"
     trained = ["--method", "mse", "--classifier", name, *TRAIN]
     assert main(["defend", "--out", "run", *trained]) == 0
-    assert certify("--run", "run") == 0
+    assert certify("--run", "run", "--classifier", name) == 0
     assert certify("--out", "bare", "--classifier", name) == 0
     before = Path("bare/certificates.jsonl").read_bytes()
     own_module(text.format(1))
     capsys.readouterr()
 
-    assert certify("--run", "run", "--resume") == 2
+    assert certify("--run", "run", "--classifier", name, "--resume") == 2
     assert "--run must meet the classifier that it was trained with" in capsys.readouterr().err
     assert certify("--out", "bare", "--classifier", name, "--resume") == 1
     assert re.search(r"^error: .*has classifier", capsys.readouterr().err)
@@ -251,6 +260,63 @@ def test_a_killed_run_asks_nothing_twice_and_ends_in_the_same_certificates(
     assert run == whole
 
 
+def test_workers_ask_what_one_process_asks(centroids: str, asked: Callable[[], int]) -> None:
+    flags = ["--classifier", centroids, "--n", "500", "--rows", "64"]
+    assert certify("--out", "whole", *flags) == 0
+    queries = asked()
+
+    assert certify("--out", "run", *flags, "--workers", "2") == 0
+
+    assert asked() == 2 * queries  # noted by the workers too, in the same working directory
+    assert timeless("run") == timeless("whole")
+    assert read_votes(Path("run")).spent == read_votes(Path("whole")).spent == queries
+    assert "workers" not in json.loads(Path("run/config.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_with_workers_is_stopped_and_continued_without(
+    centroids: str, asked: Callable[[], int], by: signal.Signals
+) -> None:
+    flags = ["--classifier", centroids, "--rows", "50", "--n", "4000", "--images", "8"]
+    flags += ["--n0", "20", "--canaries", "0"]
+    log = Path("run/votes.jsonl")
+    run = ["certify", *flags, "--out", "run"]
+
+    workers = ["--workers", "2"]
+    code, said = processes.stopped(log, *run, *workers, lines=60, by=by, patience=240)
+
+    assert code == (130 if by is signal.SIGINT else -by)
+    assert by is signal.SIGKILL or "--resume" in said
+    time.sleep(3)  # workers notice within moments that nobody asks them any more
+    sent = asked()
+    assert 0 <= read_votes(log).spent - sent <= 4 * 50  # noted, and cut off before it was asked
+    assert main([*run, "--resume"]) == 0
+    assert read_votes(log).unanswered <= 4 * 50
+    assert main(["certify", *flags, "--out", "whole"]) == 0
+    assert timeless("run") == timeless("whole")
+    assert main(["verify", "run"]) == 0
+
+
+def test_a_gpu_of_a_worker_is_not_asked_for_by_number() -> None:
+    settings = CertifySettings.model_construct(workers=2, cluster=None, device="cuda:1")
+
+    with (
+        pytest.raises(Misuse, match=r"--device must be cuda with workers.* got cuda:1"),
+        held(settings, Forgotten()),
+    ):
+        pass
+
+
+class Forgotten:
+    """A classifier that nobody asks."""
+
+    classes, fingerprint = 2, "f"
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        raise NotImplementedError
+
+
 def test_all_images_are_certified_where_more_are_asked_for(centroids: str) -> None:
     flags = ["--classifier", centroids, "--split", "validation", "--n", "20", "--n0", "1"]
     assert certify("--out", "run", *flags, "--images", "100000") == 0
@@ -309,7 +375,7 @@ def test_what_is_no_finished_defend_run_is_refused(
     assert main(["defend", "--out", "run", *flags]) == 0
     Path("run/result.json").unlink()
     capsys.readouterr()
-    assert certify("--run", "run") == 2
+    assert certify("--run", "run", "--classifier", centroids) == 2
     assert "--run must name a finished run" in capsys.readouterr().err
 
 
@@ -322,7 +388,7 @@ def test_a_damaged_denoiser_is_one_message(
     weights.write_bytes(weights.read_bytes()[:100])
     capsys.readouterr()
 
-    assert certify("--run", "run") == 1
+    assert certify("--run", "run", "--classifier", centroids) == 1
 
     assert re.fullmatch(r"error: .*truncated or damaged.*\n", capsys.readouterr().err)
 

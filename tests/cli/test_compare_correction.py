@@ -32,7 +32,7 @@ def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def compare(out: str, *flags: str) -> int:
-    common = ["--out", out, "--json", f"{out}.json", "--jobs", "1", *SMALL]
+    common = ["--out", out, "--json", f"{out}.json", "--workers", "1", *SMALL]
     return main(["compare", "correction", *common, *flags])
 
 
@@ -161,7 +161,7 @@ def _weights(out: str) -> dict[str, bytes]:
 def test_the_number_of_processes_decides_nothing(decay: str) -> None:
     flags = ["--problem", decay, "--methods", "nog", "zo-field", "--updates", "2", "--seeds", "1"]
     assert compare("one", *flags) == 0
-    assert compare("two", *flags, "--jobs", "2") == 0
+    assert compare("two", *flags, "--workers", "2") == 0
     assert rows("one") == rows("two")
     assert _weights("one") == _weights("two")
 
@@ -194,7 +194,7 @@ def test_a_training_that_fails_counts_as_blown_up(
         (["--methods", "magic"], "magic"),
         (["--budget", "5"], "--budget must cover one update"),
         (["--seeds", "0"], "--seeds: "),
-        (["--jobs", "0"], "--jobs: "),
+        (["--workers", "0"], "--workers: "),
         (["--output", "none"], "--output must be one of free"),
         (["--json", "absent/file"], "--json: json must name a file in a folder that exists"),
         (["--resume"], None),

@@ -50,7 +50,7 @@ def test_all_methods_stand_in_the_table_at_equal_budgets(
     own_module: Callable[[str], str], cnn_weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own_module(CENTROIDS)
-    flags = ["--classifier", "cnn", "--weights", str(cnn_weights), "--jobs", "1"]
+    flags = ["--classifier", "cnn", "--weights", str(cnn_weights), "--workers", "1"]
 
     assert compare("run", *flags) == 0
 
@@ -75,7 +75,7 @@ def test_all_methods_stand_in_the_table_at_equal_budgets(
 def test_a_classifier_without_gradients_leaves_fo_ds_out_and_resumes_for_nothing(
     centroids: str, asked: Callable[[], int]
 ) -> None:
-    flags = ["--classifier", centroids, "--jobs", "1"]
+    flags = ["--classifier", centroids, "--workers", "1"]
     assert compare("run", *flags) == 0
     first, queries = rows("run"), asked()
     methods = [row["method"] for row in first]
@@ -95,10 +95,10 @@ def test_the_parts_of_a_comparison_are_runs_that_certify_continues(
     centroids: str, asked: Callable[[], int], tmp_path: Path
 ) -> None:
     assert (
-        compare("run", "--classifier", centroids, "--methods", "none", "mse", "--jobs", "1") == 0
+        compare("run", "--classifier", centroids, "--methods", "none", "mse", "--workers", "1") == 0
     )
     queries = asked()
-    votes = ["--images", "3", "--n", "40", "--n0", "5"]
+    votes = ["--images", "3", "--n", "40", "--n0", "5", "--classifier", centroids]
 
     assert main(["certify", "--run", "run/mse", "--resume", *votes]) == 0
 
@@ -109,8 +109,8 @@ def test_the_parts_of_a_comparison_are_runs_that_certify_continues(
 @pytest.mark.slow
 def test_the_number_of_processes_decides_nothing(centroids: str) -> None:
     flags = ["--classifier", centroids, "--methods", "none", "mse", "zo-cv"]
-    assert compare("one", *flags, "--jobs", "1") == 0
-    assert compare("two", *flags, "--jobs", "2") == 0
+    assert compare("one", *flags, "--workers", "1") == 0
+    assert compare("two", *flags, "--workers", "2") == 0
     assert rows("one") == rows("two")
     weights = [Path(run, "zo-cv", "denoiser.safetensors").read_bytes() for run in ("one", "two")]
     assert weights[0] == weights[1]
@@ -124,7 +124,7 @@ def test_the_number_of_processes_decides_nothing(centroids: str) -> None:
         (["--methods", "magic"], "magic"),
         (["--budget", "700"], "--budget must cover one step of"),
         (["--latent", "5"], "--latent: latent must be a positive multiple of 4"),
-        (["--jobs", "0"], "--jobs: "),
+        (["--workers", "0"], "--workers: "),
         (["--quantize", "0"], "--quantize: "),
         (["--answers", "poems"], "poems"),
         (["--n", "10"], "n must be at least 11 at alpha 0.001, got 10"),
@@ -147,7 +147,7 @@ def test_misuse_is_refused_and_nothing_is_written(
 
 
 def test_labels_alone_train_every_method_that_asks(own_module: Callable[[str], str]) -> None:
-    flags = ["--classifier", f"{own_module(CENTROIDS)}:labels", "--jobs", "1"]
+    flags = ["--classifier", f"{own_module(CENTROIDS)}:labels", "--workers", "1"]
 
     assert compare("run", *flags) == 0
 
@@ -157,12 +157,12 @@ def test_labels_alone_train_every_method_that_asks(own_module: Callable[[str], s
     assert [row["method"] for row in asking] == ["zo-ds", "zo-ae-ds", "deepzero", "zo-cv"]
     assert all(BUDGET - 700 < row["queries"] <= BUDGET for row in asking)
     votes = ["--images", "3", "--n", "40", "--n0", "5"]
-    assert main(["certify", "--run", "run/zo-cv", "--resume", *votes]) == 0
+    assert main(["certify", "--run", "run/zo-cv", "--resume", *votes, *flags[:2]]) == 0
 
 
 def test_scores_reduced_to_labels_are_the_labels(own_module: Callable[[str], str]) -> None:
     name = own_module(CENTROIDS)
-    flags = ["--methods", "none", "zo-cv", "--jobs", "1"]
+    flags = ["--methods", "none", "zo-cv", "--workers", "1"]
     assert compare("one", "--classifier", f"{name}:labels", *flags) == 0
     assert compare("two", "--classifier", f"{name}:scores", "--answers", "labels", *flags) == 0
 
@@ -175,7 +175,7 @@ def test_quantized_images_are_compared_and_seen(own_module: Callable[[str], str]
     name = own_module(
         CENTROIDS.replace("    with open", "    _on_grid(images)\n    with open") + GRID
     )
-    flags = ["--classifier", f"{name}:scores", "--jobs", "1", "--quantize", "3"]
+    flags = ["--classifier", f"{name}:scores", "--workers", "1", "--quantize", "3"]
 
     assert compare("run", *flags, "--methods", "mse", "zo-ds", "zo-cv") == 0
 
@@ -186,7 +186,7 @@ def test_quantized_images_are_compared_and_seen(own_module: Callable[[str], str]
 def test_another_comparison_s_folder_is_refused(
     centroids: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--classifier", centroids, "--methods", "none", "--jobs", "1"]
+    flags = ["--classifier", centroids, "--methods", "none", "--workers", "1"]
     assert compare("run", *flags) == 0
     before = Path("run/none/certificates/certificates.jsonl").read_bytes()
 

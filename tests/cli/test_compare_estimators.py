@@ -10,7 +10,7 @@ from deepzero_apps.cli import main
 from deepzero_apps.cli.compare_estimators import Cell, train_cell
 
 TINY = ["compare", "estimators", "--depths", "1", "2", "--width", "2", "--steps", "2"]
-TINY += ["--seeds", "2", "--batch", "16", "--jobs", "1"]
+TINY += ["--seeds", "2", "--batch", "16", "--workers", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_results_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> Non
     found = []
     for jobs in ("1", "2"):
         file = tmp_path / f"{jobs}.json"
-        flags = ["--estimators", "fo", "--depths", "1", "--jobs", jobs, "--json", str(file)]
+        flags = ["--estimators", "fo", "--depths", "1", "--workers", jobs, "--json", str(file)]
         assert main([*TINY, *flags]) == 0
         found.append(json.loads(file.read_text())["rows"][0]["accuracies"])
 

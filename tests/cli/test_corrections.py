@@ -4,11 +4,14 @@ import math
 
 import pytest
 
-from deepzero_apps.cli.correct import CorrectSettings, plan
 from deepzero_apps.cli.corrected import Units
+from deepzero_apps.cli.correction_plan import CorrectSettings, plan
+from deepzero_apps.cli.corrections import TUNED
 from deepzero_apps.cli.problems import problem_for
-from deepzero_apps.correction.methods import Colored, Windowed
+from deepzero_apps.cli.settings import Misuse
+from deepzero_apps.correction.methods import Colored
 from deepzero_apps.correction.probing import Probed
+from deepzero_apps.correction.windowed import Windowed
 
 
 @pytest.mark.parametrize(
@@ -29,3 +32,15 @@ def test_zo_field_takes_colors_where_they_are_few(reach: float, kind: type, quer
     assert isinstance(correction.method, kind)
     assert correction.queries == queries
     assert (correction.credit is None) == (kind is Colored)
+
+
+def test_directions_are_refused_where_colors_need_none() -> None:
+    problem = problem_for("burgers", grid=None, reference=None)
+    units = Units(1.0, 0.1, (0.05, 0.2), Probed(0.0, 1, 1e-2, 0))
+    usual = TUNED["zo-field"].q  # as it stands in the settings that a run has stored
+
+    assert (
+        plan(CorrectSettings(problem="burgers", q=usual), problem, units).correction.credit is None
+    )
+    with pytest.raises(Misuse, match=r"--q must be left out .* reach 1, .* by 32 colors .* got 8"):
+        plan(CorrectSettings(problem="burgers", q=8), problem, units)

@@ -20,8 +20,10 @@ from deepzero_apps.cli.defend import DefendSettings
 from deepzero_apps.cli.defend import defend as train
 from deepzero_apps.cli.scenes import Scene
 from deepzero_apps.smoothing.adapters import Adapter
+from deepzero_apps.smoothing.spread import Spread
 from deepzero_apps.vision import load
 from tests.cli import processes
+from tests.smoothing.polling_places import LocalPool
 
 SMALL = ["--steps", "3", "--width", "2", "--batch", "16"]
 ANSWERS = 1000  # training images of the digits, one clean answer each
@@ -133,6 +135,63 @@ def test_lost_answers_are_paid_for_and_stop_nothing(
     assert classifier.meter is None  # certification pays from another budget
     weights = load_file(tmp_path / "run" / "denoiser.safetensors")
     assert all(v.isfinite().all() for v in weights.values())
+
+
+class Brightest(Adapter):
+    """Scores each class by one pixel."""
+
+    classes, name, fingerprint = 10, "brightest", "f" * 64
+
+    def _answer(self, images: Tensor) -> Tensor:
+        return 5 * images.flatten(1)[:, 20:30]
+
+
+@pytest.mark.parametrize("method", ["deepzero", "zo-cv"])
+def test_workers_that_answer_in_any_order_and_die_change_no_weight(
+    tmp_path: Path, method: str
+) -> None:
+    settings = DefendSettings(method=method, steps=3, width=2, batch=16, latent=4, budget=2000)
+    here, weights, queries = Brightest(), [], set()
+    asking = {
+        "none": here,
+        "one": Spread(here, LocalPool(1)),  # type: ignore[arg-type]
+        "two": Spread(here, LocalPool(2, seed=1, deaths=5)),  # type: ignore[arg-type]
+        "four": Spread(here, LocalPool(4, seed=2)),  # type: ignore[arg-type]
+    }
+    for workers, classifier in asking.items():
+        found = train(
+            settings, tmp_path / workers, Scene(load("digits"), BlackBox(classifier, None))
+        )
+        weights.append((tmp_path / workers / "denoiser.safetensors").read_bytes())
+        queries.add(found["queries"])
+
+    assert weights == 4 * weights[:1]
+    assert len(queries) == 1
+
+
+def test_workers_answer_for_a_module_of_the_user_s(
+    centroids: str, asked: Callable[[], int]
+) -> None:
+    flags = ["--classifier", centroids, "--budget", "1400", "--method", "zo-cv"]
+    assert defend("alone", *flags) == 0
+    queries = asked()
+
+    assert defend("run", *flags, "--workers", "2") == 0
+
+    assert asked() == 2 * queries
+    one, other = (Path(run, "denoiser.safetensors") for run in ("alone", "run"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("method", ["mse", "fo-ds"])
+@pytest.mark.parametrize("flag", [("--workers", "2"), ("--cluster", "auto")])
+def test_workers_of_a_method_that_asks_nothing_are_refused(
+    method: str, flag: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert defend("run", "--method", method, *flag) == 2
+
+    assert f"must be left out for {method}, which asks nothing" in capsys.readouterr().err
+    assert not Path("run").exists()
 
 
 def test_labels_and_levels_widen_the_tuned_step_and_no_other() -> None:

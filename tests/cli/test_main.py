@@ -11,6 +11,7 @@ from deepzero_apps import __version__
 from deepzero_apps.cli import main
 from deepzero_apps.cli.certify import show
 from deepzero_apps.cli.defences import TUNED
+from deepzero_apps.cli.verbs import COMMANDS
 from deepzero_apps.smoothing.reporting.tables import Row
 
 TINY = ["--method", "mse", "--steps", "2", "--width", "1", "--batch", "8"]
@@ -22,7 +23,15 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"), [([], 2), (["--help"], 0), (["compare", "--help"], 0), (["compare"], 2)]
+    ("arguments", "code"),
+    [
+        ([], 2),
+        (["--help"], 0),
+        (["compare", "--help"], 0),
+        (["compare"], 2),
+        (["runs", "-h"], 0),
+        (["runs"], 2),
+    ],
 )
 def test_the_overview_names_every_command(
     arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]
@@ -30,7 +39,8 @@ def test_the_overview_names_every_command(
     assert main(arguments) == code
     said = capsys.readouterr().out
     one_word = ("demo", "train", "defend", "certify", "correct", "rollout")
-    for verb in (*one_word, "compare estimators", "compare defence", "compare correction"):
+    runs = ("runs list", "runs show", "runs compare")
+    for verb in (*one_word, *runs, "compare estimators", "compare defence", "compare correction"):
         assert re.search(rf"^  {verb} ", said, re.MULTILINE), verb
 
 
@@ -109,11 +119,11 @@ def test_votes_may_stand_in_a_group_or_beside_the_others(
         ("a.yaml", "votes: 3", "field votes must be a mapping, got 3"),
         ("a.yaml", "sigma: loud", "--config: field sigma: .* got 'loud'"),
         ("a.yaml", "n: -1", "--n: Input should be greater than or equal to 0, got -1"),
-        ("a.yaml", "- 1", "--config must hold a mapping of fields, got list"),
-        ("a.json", "[1]", "--config must hold a mapping of fields, got list"),
+        ("a.yaml", "- 1", "must hold a mapping of fields, got list"),
+        ("a.json", "[1]", "must hold a mapping of fields, got list"),
         ("a.json", "{", "--config must name a readable JSON or YAML file"),
         ("a.yaml", "a: [", "--config must name a readable JSON or YAML file"),
-        ("a.yaml", "", "--config must hold a mapping of fields, got NoneType"),
+        ("a.yaml", "", "must hold a mapping of fields, got NoneType"),
         ("b.yaml", None, "--config must name a readable JSON or YAML file, got b.yaml"),
     ],
 )
@@ -243,3 +253,22 @@ def test_colors_are_off_where_they_are_not_wanted(
 def test_what_was_asked_for_is_never_drawn_as_an_emoji(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rollout", "--problem", ":x"]) == 2
     assert "got :x: ValueError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["runs list", "runs show", "runs compare"])
+def test_help_of_what_computes_nothing_has_no_seed(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*verb.split(), "--help"]) == 0
+    said = capsys.readouterr().out
+    assert f"usage: deepzero-apps {verb}" in said
+    assert "--log-level" in said
+    assert "--json" in said
+    assert "--seed" not in said
+
+
+def test_every_command_has_the_flags_of_all() -> None:
+    for verb, command in COMMANDS.items():
+        fields = command.settings_class().model_fields
+        assert {"json_file", "config", "log_level"} <= fields.keys(), verb
+        assert command.function().__name__ == "run", verb

@@ -56,7 +56,10 @@ def test_a_run_is_shown_in_pictures_beside_the_bare_simulator_and_the_reference(
     trained: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    assert rollout("shown", "--run", "run", "--steps", "6", "--starts", "3") == 0
+    assert (
+        rollout("shown", "--run", "run", "--problem", trained, "--steps", "6", "--starts", "3")
+        == 0
+    )
 
     found = document("shown")
     assert (found["settings"]["problem"], found["settings"]["split"]) == (trained, "test")
@@ -92,7 +95,9 @@ def test_what_is_rolled_out_is_the_corrector_of_the_run(decay: str, inside: list
     constant[last] = torch.full_like(weights[last], 0.5)
     save_file(constant, path)
 
-    assert rollout("shown", "--run", "run", "--steps", "2", "--starts", "1") == 0
+    assert (
+        rollout("shown", "--run", "run", "--problem", decay, "--steps", "2", "--starts", "1") == 0
+    )
 
     made = states("shown")
     push = 0.5 * float(weights["units"][3])
@@ -115,8 +120,7 @@ def test_a_bare_simulator_needs_no_run(decay: str, split: str, count: int) -> No
 
 
 def test_without_a_folder_it_goes_into_the_run_s(trained: str) -> None:
-    assert trained
-    assert main(["rollout", "--run", "run"]) == 0
+    assert main(["rollout", "--run", "run", "--problem", trained]) == 0
     (folder,) = Path("run").glob("rollout-*")
     assert (folder / "rollout.npz").exists()
 
@@ -124,12 +128,12 @@ def test_without_a_folder_it_goes_into_the_run_s(trained: str) -> None:
 def test_a_folder_is_used_twice_only_if_asked(
     trained: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert trained
-    assert rollout("shown", "--run", "run") == 0
+    own = ["--run", "run", "--problem", trained]
+    assert rollout("shown", *own) == 0
     first = document("shown")
-    assert rollout("shown", "--run", "run") == 1
+    assert rollout("shown", *own) == 1
     assert "holds a run already; pass --resume" in capsys.readouterr().err
-    assert rollout("shown", "--run", "run", "--resume") == 0
+    assert rollout("shown", *own, "--resume") == 0
     assert document("shown") == first
 
 
@@ -155,6 +159,7 @@ def test_a_blow_up_is_shown_in_pictures_and_strict_json(
     [
         (["--run", "absent"], 1, "holds no run"),
         (["--run", "run", "--problem", "burgers"], 2, "--problem must be that of --run"),
+        (["--run", "run", "--problem", "wake"], 2, "--problem must be that of --run"),
         (["--run", "run", "--grid", "8x8"], 2, "--grid must be that of --run, None, or left out"),
         (["--run", "run", "--steps", "15"], 2, "error: --steps must lie in [2, 14] for 2 starts"),
         (["--run", "run", "--steps", "1"], 2, "--steps: "),
@@ -173,7 +178,7 @@ def test_what_cannot_be_shown_is_refused(
     words: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert trained
+    own = [] if "--problem" in flags else ["--problem", trained]
     config = json.loads(Path("run/config.json").read_text())
     folders = {
         "other": {"method": "zo-ds"},
@@ -186,7 +191,12 @@ def test_what_cannot_be_shown_is_refused(
     for file in ("result.json", "corrector.safetensors"):
         Path("smaller", file).write_bytes(Path("run", file).read_bytes())
 
-    assert rollout("shown", *flags) == code
+    assert rollout("shown", *flags, *own) == code
 
     assert words in " ".join(capsys.readouterr().err.split())
     assert not Path("shown").exists()
+
+
+def test_without_a_run_and_a_problem_it_is_the_wake() -> None:
+    trained, resolved, result = verb._trained(verb.RolloutSettings())
+    assert (trained, resolved.problem, result) == (None, "wake", {})

@@ -178,16 +178,15 @@ def test_what_is_inside_is_finished_within_the_grace_and_refused_after(
 
 @pytest.mark.slow
 def test_a_defend_run_is_served_as_certify_certifies_it(centroids: str) -> None:
+    own = ["--classifier", centroids]
     train = ["--steps", "3", "--width", "2", "--batch", "16", "--method", "mse"]
-    assert (
-        main(["defend", "--out", "run", *train, "--classifier", centroids, "--sigma", "0.25"]) == 0
-    )
+    assert main(["defend", "--out", "run", *train, *own, "--sigma", "0.25"]) == 0
     votes = ["--n", "60", "--n0", "10", "--images", "1"]
-    assert main(["certify", "--run", "run", *votes, "--out", "certified"]) == 0
+    assert main(["certify", "--run", "run", *own, *votes, "--out", "certified"]) == 0
     (line,) = Path("certified/certificates.jsonl").read_text().splitlines()
     image = digits().test.pixels(slice(0, 1))[0]
 
-    flags = ["--run", "run", "--max-n", "60", "--n", "40", "--n0", "10", "--noise-seed", "5"]
+    flags = ["--run", "run", *own, "--max-n", "60", "--n", "40", "--n0", "10", "--noise-seed", "5"]
     with service(*flags) as (process, address):
         answers = [
             httpx.post(address + "v1/certify", json={"image": image.tolist()}).json()[

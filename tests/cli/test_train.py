@@ -211,3 +211,27 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(
 
     assert "holds a run with other settings (lr: 0.03 in the folder" in capsys.readouterr().err
     assert {p.name: p.read_bytes() for p in tmp_path.glob("*.*")} == before
+
+
+@pytest.mark.slow
+def test_workers_and_resumption_without_them_end_with_the_same_weights(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    flags = ["--dataset", "digits", "--width", "4", "--epochs", "1", "--batch", "600"]
+    flags += ["--sparsity", "0.5", "--stale-decay", "0.5"]
+
+    assert main(["train", "--out", str(tmp_path / "alone"), *flags]) == 0
+    assert main(["train", "--out", str(tmp_path / "two"), *flags, "--workers", "2"]) == 0
+
+    files = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("alone", "two")]
+    assert files[0] == files[1]
+    assert main(["train", "--out", str(tmp_path / "two"), *flags, "--resume"]) == 0
+
+
+def test_workers_for_what_has_no_pieces_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["train", "--out", str(tmp_path / "x"), "--estimator", "fo", "--workers", "2"])
+
+    assert code == 2
+    assert "--workers must be left out for fo, got 2" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "x").exists()

@@ -120,14 +120,15 @@ def test_data_and_classifier_of_a_run_are_made_again(
     centroids: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["certify", *VOTES, "--out", "run", "--classifier", centroids]) == 0
-    assert main(["verify", "run", "--data"]) == 0
+    assert main(["verify", "run", "--data", "--classifier", centroids]) == 0
     assert "fingerprints of images, classifier and denoiser" in capsys.readouterr().out
 
     config = Path("run/config.json")
     config.write_text(config.read_text().replace(":scores", ":labels"))
 
     assert main(["verify", "run"]) == 0
-    assert main(["verify", "run", "--data"]) == 1
+    renamed = centroids.replace(":scores", ":labels")
+    assert main(["verify", "run", "--data", "--classifier", renamed]) == 1
     said = capsys.readouterr().out
     assert said.count("FINDING") == 1
     assert "changed classifier" in said
@@ -139,12 +140,13 @@ def test_a_changed_denoiser_is_told_from_a_changed_classifier(
     train = ["--method", "mse", "--classifier", centroids, "--sigma", "0.25", "--width", "2"]
     for name, seed in (("run", "0"), ("other", "1")):
         assert main(["defend", "--out", name, *train, "--steps", "2", "--seed", seed]) == 0
-    assert main(["certify", *VOTES, "--run", "run"]) == 0
-    assert main(["verify", "run", "--data"]) == 0
+    own = ["--classifier", centroids]
+    assert main(["certify", *VOTES, "--run", "run", *own]) == 0
+    assert main(["verify", "run", "--data", *own]) == 0
 
     shutil.copy("other/denoiser.safetensors", "run/denoiser.safetensors")
 
-    assert main(["verify", "run/certificates", "--data"]) == 1
+    assert main(["verify", "run/certificates", "--data", *own]) == 1
     assert "changed denoiser: fingerprint" in capsys.readouterr().out
 
 
@@ -158,7 +160,7 @@ def test_shards_merged_and_certified_again_pass(centroids: str) -> None:
 
     assert main(["verify", "joint"]) == 0
     assert main(["verify", "again"]) == 0
-    assert main(["verify", "again", "--data"]) == 0
+    assert main(["verify", "again", "--data", "--classifier", centroids]) == 0
 
 
 def test_a_certificate_left_out_of_a_finished_run_is_missing(

@@ -193,3 +193,23 @@ def test_a_single_direction_is_refused() -> None:
     signs = torch.ones(1, 1, 1, 1, 2, 2)
     with pytest.raises(ValueError, match="q must be at least 2, to tell signal from noise, got 1"):
         Credit().assign(signs, signs, first_lag=0)
+
+
+def test_a_piece_of_one_step_has_nothing_to_assign_after_it() -> None:
+    credit, signs = Credit(), torch.ones(1, 2, 3, 1, 6, 7)
+    assert credit.assign(signs, signs, first_lag=1).abs().max() == 0
+    assert credit.state_dict()["moments"] == {}
+
+
+def test_powers_of_equal_pieces_have_the_mean_of_all() -> None:
+    credit = Credit(2, periodic=True)
+    signs = torch.randn(3, 4, 6, 1, 6, 7).sign()
+    responses = torch.randn(3, 4, 6, 2, 6, 7)
+    whole = credit.powers(signs, responses, first_lag=1)
+    halves = [
+        credit.powers(signs[:, :, own], responses[:, :, own], first_lag=1)
+        for own in (slice(3), slice(3, 6))
+    ]
+    for lag in (1, 2):
+        mean = (halves[0][lag] + halves[1][lag]) / 2
+        torch.testing.assert_close(mean, whole[lag], rtol=0, atol=1e-14)

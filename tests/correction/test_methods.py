@@ -17,13 +17,13 @@ from deepzero_apps.correction.methods import (
     Colored,
     Method,
     ThroughTwin,
-    Windowed,
     WithoutSolver,
     direct,
 )
 from deepzero_apps.correction.simulator import Metered
 from deepzero_apps.correction.unrolled import Loop, Objective, Windows, loss_weights
 from deepzero_apps.correction.weight_methods import Coordinates, Randomized, weight_losses
+from deepzero_apps.correction.windowed import Windowed
 from deepzero_apps.zeroth_order.sparsity import SupportSchedule
 from deepzero_apps.zeroth_order.stacked import Copies
 from deepzero_apps.zeroth_order.state import Weights

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deepzero_apps.correction.credit import Credit
-from deepzero_apps.correction.methods import Method, ThroughTwin, Windowed, WithoutSolver
+from deepzero_apps.correction.methods import Method, ThroughTwin, WithoutSolver
 from deepzero_apps.correction.simulator import Metered
 from deepzero_apps.correction.training import (
     Recipe,
@@ -18,6 +18,7 @@ from deepzero_apps.correction.training import (
 )
 from deepzero_apps.correction.trajectories import Trajectories
 from deepzero_apps.correction.unrolled import Loop, Objective, loss_weights
+from deepzero_apps.correction.windowed import Windowed
 from deepzero_apps.zeroth_order.oracle import Meter
 from deepzero_apps.zeroth_order.training import Training
 from tests.simulators import Stencil, corrector_for

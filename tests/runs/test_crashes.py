@@ -65,6 +65,53 @@ def main(path):
 main(sys.argv[1])
 """
 
+# Killed before and after each step that writing a better checkpoint takes, one after the other.
+EVERYWHERE = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from deepzero_apps.runs import RunFolder
+
+STATES = {step: {"w": torch.full((1000,), step)} for step in (1, 2)}
+
+def arm(at):
+    seen = iter(range(10_000))
+    def around(function):
+        def doing(*args):
+            for turn in range(2):
+                if next(seen) == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if turn == 0:
+                    result = function(*args)
+            return result
+        return doing
+    os.fsync, Path.replace, Path.unlink = map(around, (os.fsync, Path.replace, Path.unlink))
+
+def work(path, at):
+    with RunFolder.create(path, {}, resume=False, keep=1) as run:
+        run.save(1, STATES[1], score=0.5)
+        arm(at)
+        run.save(2, STATES[2], score=0.75)
+
+for at in range(10_000):
+    path = Path(sys.argv[1]) / str(at)
+    child = os.fork()
+    if child == 0:
+        try:
+            work(path, at)
+        finally:
+            os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    with RunFolder.create(path, {}, resume=True, keep=1) as run:
+        (latest, state), best = run.load_latest(), run.load_best()
+        whole = all(bool((s["w"] == n).all()) for n, s in ((latest, state), (best[0], best[2])))
+        run.save(2, STATES[2], score=0.75)
+        names = sorted(os.listdir(path / "checkpoints"))
+    print(latest, best.step, whole, run.load_best().step, len(names))
+    if not os.WIFSIGNALED(status):
+        break
+"""
+
 LOCKED_OUT = """
 import sys
 from deepzero_apps.runs import RunFolder, RunFolderError
@@ -109,6 +156,18 @@ def test_kill_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path: Path) 
 
     assert rounds == ["True True True True True"] * 12
     assert int(reached) > 0
+
+
+def test_kill_at_any_step_of_writing_leaves_a_latest_and_a_best(tmp_path: Path) -> None:
+    *killed, unharmed = output(EVERYWHERE, str(tmp_path), folder=tmp_path)
+
+    # Latest, best; the states are theirs; in the end the best is the second, and no file too many.
+    old, between, new = "1 1 True 2 2", "1 2 True 2 2", "2 2 True 2 2"
+    # Two files: fsync, rename, fsync of the folder each, and before them nothing; then a removal.
+    count = {line: killed.count(line) for line in (old, between, new)}
+    assert killed == [old] * count[old] + [between] * count[between] + [new] * count[new]
+    assert (count[old], count[between], count[new]) == (3, 6, 5)
+    assert unharmed == new
 
 
 def test_second_process_is_told_who_holds_the_folder(tmp_path: Path) -> None:

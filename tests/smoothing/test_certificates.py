@@ -1,6 +1,7 @@
 """Summaries of certificates against numbers made by hand and the binomial distribution."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from deepzero_apps.smoothing.certificates import (
     bootstrap_interval,
     certified_accuracy,
     correct_radii,
+    difference,
     population_bound,
 )
-from tests.smoothing.certificate_examples import certificate
+from tests.smoothing.certificate_examples import SETTINGS, certificate
 
 FIVE = [
     certificate(0, label=1, predicted=1, radius=0.5),
@@ -25,6 +27,23 @@ FIVE = [
     certificate(3, label=1, predicted=1, radius=0.0),
     certificate(4, label=1, predicted=1, radius=0.25),
 ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "classifier", "unequal"),
+    [
+        ({}, "bb", None),
+        ({"alpha": 0.01}, "bb", ("alpha", 0.01, 0.001)),
+        ({"seed": 3, "noise": "grid"}, "cc", ("seed", 3, 0)),
+        ({}, "cc", ("classifier", "cc", "bb")),
+    ],
+)
+def test_runs_differ_in_the_first_setting_that_is_unequal_or_in_the_classifier(
+    changes: dict[str, object], classifier: str, unequal: tuple[str, object, object] | None
+) -> None:
+    found = replace(SETTINGS, **changes), classifier  # type: ignore[arg-type]
+
+    assert difference(found, (SETTINGS, "bb")) == unequal
 
 
 def test_certified_accuracy_counts_what_is_right_at_the_radius_and_beyond() -> None:

@@ -38,6 +38,29 @@ def test_a_stream_is_taken_up_where_it_was_left(start: int) -> None:
     assert torch.equal(copies(100 - start, start=start), copies(100)[start:])
 
 
+@pytest.mark.parametrize("reads", [(3, 0, 40), (32, 32, 1), (40, 57, 33), (5, 10, 6), (0, 64, 9)])
+def test_a_stream_passes_over_copies(reads: tuple[int, int, int]) -> None:
+    before, passed, after = reads
+    stream = NoisyCopies(IMAGE, sigma=0.5, seed=0, index=4, phase=1)
+    stream.write(torch.empty(before, 2, 3, 3, dtype=torch.float32))
+    stream.skip(passed)
+    rows = torch.empty(after, 2, 3, 3, dtype=torch.float32)
+    stream.write(rows)
+
+    assert torch.equal(rows, copies(sum(reads))[before + passed :])
+    assert stream.position == sum(reads)
+
+
+def test_a_stream_holds_only_what_is_drawn_and_not_written() -> None:
+    stream = NoisyCopies(IMAGE, sigma=0.5, seed=0, index=4, phase=1)
+    held = []
+    for rows in (BLOCK - 1, 1, BLOCK, 3, BLOCK - 3):
+        stream.write(torch.empty(rows, 2, 3, 3, dtype=torch.float32))
+        held.append(stream.nbytes > 0)
+
+    assert held == [True, False, False, True, False]
+
+
 def test_copies_on_the_grid_are_the_others_rounded() -> None:
     smooth, grid = copies(100), copies(100, noise="grid")
 

@@ -297,7 +297,8 @@ def test_radii_out_of_reach_are_refused_with_what_is_in_reach(procedure: Procedu
     bound = lower_bound_anytime if procedure == "decide" else lower_bound
     reach = round_down(radius(bound(200, 200, 0.001), 0.5))
 
-    rule_of(settings_of(procedure, n=200, radii=(0.1, reach)))
+    rule = rule_of(settings_of(procedure, n=200, radii=(0.1, reach)))
+    assert rule_of(settings_of(procedure, n=200, radii=(0.1, reach))) is rule  # made once
     with pytest.raises(ValueError, match=rf"at most {reach}, what n = 200 .* {procedure}, got"):
         rule_of(settings_of(procedure, n=200, radii=(0.1, reach + 0.0001)))
 

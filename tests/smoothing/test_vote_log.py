@@ -57,6 +57,15 @@ def test_what_is_read_equals_what_was_written(tmp_path: Path, settings: Settings
     assert (votes.spent, votes.unanswered) == (80, 0)
 
 
+def test_votes_of_an_image_keep_their_order(tmp_path: Path) -> None:
+    write(tmp_path)
+
+    found = read_votes(tmp_path).by_image()
+
+    assert list(found) == [4, 0]
+    assert found == {4: [ENTRIES[0][0], ENTRIES[1][0]], 0: [ENTRIES[0][1]]}
+
+
 def test_a_log_is_taken_up_where_it_was_left(tmp_path: Path) -> None:
     write(tmp_path)
     more = Entry(0, 0, 5, {1: 3})

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepzero_apps.smoothing import votes as voting
+from deepzero_apps.smoothing import tallies
 from deepzero_apps.smoothing.blackbox import CallableClassifier, ClassifierError, TorchClassifier
 from deepzero_apps.smoothing.bounds import Settings
 from deepzero_apps.smoothing.certify import source_of
@@ -83,7 +83,7 @@ def test_rows_a_call_and_company_change_nothing(rows: int, together: bool) -> No
 
 
 def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(voting, "_WORTH_THREADS", 1)
+    monkeypatch.setattr(tallies, "_WORTH_THREADS", 1)
     images, found = torch.rand(3, 2, 3, 3), []
     before = torch.get_num_threads()
     try:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from deepzero_apps import __version__
+from deepzero_apps.files import replace
 from deepzero_apps.smoothing.certificates import (
     ABSTAIN,
     Certificate,
@@ -39,6 +40,7 @@ from deepzero_apps.smoothing.reporting.page_figures import (
 _RADII = (0.0, 0.25, 0.5, 0.75)
 _PICTURES, _WRONG = 60, 12
 _BYTES = 600_000
+_MOST = 2**53
 _SIDES = (96, 64, 48, 32, 24)
 _STOPS = {
     "complete": "all votes were drawn that were meant to be",
@@ -170,7 +172,11 @@ def write_page(
         radii=radii,
         complete=complete,
     )
-    Path(path).write_text(text, encoding="utf-8")
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")  # a pipe or a terminal cannot be replaced
+    else:
+        replace(path, text.encode())  # what a link of that name leads to stays as it is
 
 
 def _refuse(certificates: Sequence[Certificate], images: Tensor | None, price: float) -> None:
@@ -178,6 +184,7 @@ def _refuse(certificates: Sequence[Certificate], images: Tensor | None, price: f
         raise ValueError("certificates must hold at least one certificate, got none")
     if len({c.settings for c in certificates}) > 1:
         raise ValueError("certificates must be of one setting, got several; make a page for each")
+    _refuse_unsound(certificates)
     if not 0 <= price < float("inf"):
         raise ValueError(f"price must be a finite number of at least 0, got {price}")
     if images is None:
@@ -189,6 +196,18 @@ def _refuse(certificates: Sequence[Certificate], images: Tensor | None, price: f
     last = max(c.index for c in certificates)
     if last >= len(images) or min(c.index for c in certificates) < 0:
         raise ValueError(f"images must hold image {last}, got {len(images)} images")
+
+
+def _refuse_unsound(certificates: Sequence[Certificate]) -> None:
+    """Refuses what no run writes and no arithmetic here survives."""
+    for c in certificates:
+        if max(abs(c.index), abs(c.asked), abs(c.votes), abs(c.other_votes)) >= _MOST:
+            raise ValueError(f"certificates must be of a run, got numbers beyond {_MOST:.0e}")
+        if not 0 <= c.selected < len(c.selection_counts):
+            raise ValueError(
+                f"certificates must select a class that has votes, got {c.selected} for image "
+                f"{c.index}; deepzero-apps verify says what else is wrong"
+            )
 
 
 def _kind(certificate: Certificate) -> str:

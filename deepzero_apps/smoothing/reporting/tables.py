@@ -15,9 +15,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from deepzero_apps.foreign import printable
 from deepzero_apps.smoothing.certificates import (
     Certificate,
     average_certified_radius,
@@ -124,7 +126,7 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     if len(rows) == 0:
         raise ValueError("rows must hold at least one row, got none")
     radii = list(rows[0]["certified_accuracy"])
-    result = Table(title=title, box=SIMPLE, collapse_padding=True, pad_edge=False)
+    result = Table(title=escape(printable(title or "")), box=SIMPLE, collapse_padding=True, pad_edge=False)
     result.add_column("method", no_wrap=True)
     for name in (
         *(f"r={float(r):g}" for r in radii),
@@ -143,7 +145,7 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
         shares = [f"{100 * share:.1f}" for share in row["certified_accuracy"].values()]
         low, high = row["acr_interval"]
         result.add_row(
-            row["method"],
+            escape(printable(row["method"])),
             *shares,
             f"{row['acr']:.3f}",
             f"{low:.3f}-{high:.3f}",

@@ -82,6 +82,7 @@ class HttpClassifier(Adapter):
         self.service, self.order, self._largest = service, order, largest
         self.classes = len(order)
         self.largest_call = service.batch * service.concurrency
+        self.repeats = service.retries
         self.sent = self.failures = 0
         self.meter = None
         self._silent, self._unknown = 0, set[str]()
@@ -92,6 +93,14 @@ class HttpClassifier(Adapter):
     def fingerprint(self) -> str:
         """A sha256 over what decides the answers, as far as it is known here."""
         return fingerprint("service", self.service.identity(), self.order)
+
+    def become_one_of(self, copies: int, *, threads: int) -> None:  # noqa: ARG002 - it waits
+        """Takes its share of the rate, and of the requests at a time, but one at least."""
+        rate, concurrency = self.service.rate, max(1, self.service.concurrency // copies)
+        share = {"rate": rate and rate / copies, "concurrency": concurrency}
+        self.service = self.service.model_copy(update=share)
+        self.close()
+        self._open()
 
     def close(self) -> None:
         """Closes the connections."""

@@ -23,6 +23,8 @@ from deepzero_apps.smoothing.services.service import Service
 
 _SMALLEST_PROBABILITY = 1e-6
 _LONGEST_LABEL = 60
+# what jmespath raises, and what its functions let through: of numbers too large, of infinities
+_NO_RESULT = (JMESPathError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class Garbage(Exception):
@@ -164,7 +166,7 @@ class Reader:
 def _search(path: jmespath.parser.ParsedResult, value: object) -> object:
     try:
         return path.search(value)
-    except JMESPathError:
+    except _NO_RESULT:
         return None
 
 

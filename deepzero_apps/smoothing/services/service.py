@@ -22,7 +22,6 @@ References:
 
 __all__ = ["Service"]
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +29,6 @@ from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import jmespath
-import yaml
 from jmespath.exceptions import JMESPathError
 from pydantic import (
     BaseModel,
@@ -42,6 +40,7 @@ from pydantic import (
     model_validator,
 )
 
+from deepzero_apps.foreign import read_mapping
 from deepzero_apps.smoothing.services.credentials import check_header, check_query, is_literal
 
 _PLACE = re.compile(r"\$images?\b")
@@ -164,7 +163,7 @@ class Service(BaseModel):
                 fields at fault and holds none of their values.
         """
         try:
-            return cls.model_validate(_fields(Path(path)))
+            return cls.model_validate(read_mapping(Path(path)))
         except ValidationError as error:
             faults = "; ".join(_fault(fault) for fault in error.errors(include_input=False))
             raise ValueError(f"{path} describes no service: {faults}") from None
@@ -213,6 +212,8 @@ class Service(BaseModel):
         names = [str(name) for name in listed]
         if len(names) < 2 or len(set(names)) < len(names):
             raise ValueError(f"classes must be at least 2 different names, got {len(set(names))}")
+        if not all(name.isprintable() for name in names):
+            raise ValueError("classes must have printable names, got a control character in one")
         return names
 
     @field_validator("headers")
@@ -263,26 +264,6 @@ class Service(BaseModel):
         if self.one_image and self.batch != 1:
             raise ValueError('batch must be 1 where request holds "$image", not "$images"')
         return self
-
-
-def _fields(path: Path) -> dict[str, Any]:
-    """Reads a mapping; faults are named by their line, never by what stands there."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ValueError(f"cannot read {path}: {reason}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" near line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path} is no YAML{where}") from None
-    except (ValueError, RecursionError) as error:
-        where = f" near line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise ValueError(f"{path} is no JSON{where}") from None
-    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
-        raise ValueError(f"{path} must hold a mapping of fields, got {type(content).__name__}")
-    return dict(content)
 
 
 def _fault(fault: Mapping[str, Any]) -> str:

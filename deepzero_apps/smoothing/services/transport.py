@@ -4,7 +4,9 @@ What may pass is tried again: no connection, no answer in time, status 408, 425,
 a body that cannot be read. Waits grow exponentially with full jitter; ``Retry-After`` holds back
 all requests, up to a limit. What will not pass is not tried again: 400 and 422 say that this
 request is bad, and it is lost; any other status says that the service is not the one described.
-Redirects are not followed, so that credentials never go to another host.
+Redirects are not followed, so that credentials never go to another host. An attempt has one deadline
+from its first byte to its last, and a body that is packed more than once is not unpacked: each layer
+would multiply it by a thousand.
 
 No message holds a header or a piece of a response: either may contain a credential.
 
@@ -40,6 +42,7 @@ from tenacity import (
 
 from deepzero_apps.smoothing.answers import ClassifierError
 from deepzero_apps.smoothing.services.credentials import resolved
+from deepzero_apps.smoothing.services.deadline import Deadline
 from deepzero_apps.smoothing.services.decoding import Garbage
 from deepzero_apps.smoothing.services.service import Service
 
@@ -47,6 +50,7 @@ LARGEST_RESPONSE = 64 * 2**20
 """Bytes that a response may have, unpacked."""
 
 _HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "gzip, deflate"}
+_PACKINGS = ("identity", "gzip", "x-gzip", "deflate")
 _PASSING = (408, 425, 429)
 _BAD_REQUEST = (400, 422)
 _NAP = 0.1
@@ -97,6 +101,7 @@ class Courier:
                 max_keepalive_connections=service.concurrency,
             ),
         )
+        self._deadline = Deadline(self._client)
         self._limiter = None
         if service.rate is not None:
             self._limiter = Limiter(Rate(1, max(1, round(1000 / service.rate))), buffer_ms=1)
@@ -151,7 +156,10 @@ class Courier:
         """Makes one attempt; gives the body of an answer."""
         deadline = time.monotonic() + self._service.timeout
         try:
-            with self._client.stream("POST", self._service.url, content=body) as response:
+            with (
+                self._deadline.within(self._service.timeout),
+                self._client.stream("POST", self._service.url, content=body) as response,
+            ):
                 self._judge(response)
                 return self._received(response, deadline)
         except httpx.TimeoutException:
@@ -182,6 +190,9 @@ class Courier:
 
     def _received(self, response: httpx.Response, deadline: float) -> bytes:
         """Reads a body piece by piece: it may be endless, or come endlessly slowly."""
+        packing = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if packing not in _PACKINGS:
+            raise _Passing("a body packed in a way that was not asked for")
         content = bytearray()
         for piece in response.iter_bytes():
             content += piece

@@ -5,24 +5,31 @@ A question goes one way: its headers are looked at, it takes a place or is sent 
 by the worker, and written. The event loop waits and never works. Who hangs up is not worked for.
 
 Every refusal is ``{"error": "FIELD must be ..."}``: 400 no JSON, 404, 405, 408 a body that does
-not come, 413 too long, 415 another type, 422 another request, 502 the classifier failed, 503
-overloaded, stopping or too slow.
+not come, 413 too long, 415 another type, 421 meant for another host, 422 another request, 502 the
+classifier failed, 503 overloaded, stopping or too slow.
+
+A page in a browser on this machine must not be able to ask. It cannot send JSON to another origin without
+a preflight, which is not answered; and where its own name is made to lead to this machine (DNS rebinding),
+the name that it asks for is not one of ours.
 """
 
 __all__ = ["application"]
 
 import asyncio
 import logging
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from time import monotonic
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deepzero_apps.smoothing.answers import ClassifierError
 from deepzero_apps.smoothing.serving import inference_protocol as protocol
@@ -56,13 +63,17 @@ class _Gone(Exception):
     """The client hung up."""
 
 
-def application(subject: Subject, limits: Limits, worker: Worker) -> FastAPI:
+def application(
+    subject: Subject, limits: Limits, worker: Worker, *, hosts: Collection[str] | None = None
+) -> FastAPI:
     """Builds the service.
 
     Args:
         subject: What is served.
         limits: What a request may take.
         worker: Asks the classifier; of ``limits.queue`` places.
+        hosts: The names, in small letters and without port, that requests may be sent to; any by
+            default.
 
     Returns:
         The application, with its OpenAPI description at ``/openapi.json``.
@@ -72,13 +83,38 @@ def application(subject: Subject, limits: Limits, worker: Worker) -> FastAPI:
         description="A smoothed classifier: classes with abstention, and certificates.",
         docs_url=None,  # those pages load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat whatever Host was sent
     )
     desk = _Desk(limits, worker)
     _add_questions(app, subject, desk)
     _add_protocol(app, subject, desk)
     _add_accounts(app, subject, desk)
     _add_refusals(app)
+    if hosts is not None:
+        app.add_middleware(_Named, hosts=frozenset(hosts))
     return app
+
+
+class _Named:
+    """Refuses what was sent to another name than ours."""
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer: ASGIApp = self._app
+        if scope["type"] == "http":
+            asked = Headers(scope=scope).get("host", "")
+            if _without_port(asked) not in self._hosts:
+                answer = _refusal(
+                    421, f"Host must be a name of this service, got {shortened(asked)}"
+                )
+        await answer(scope, receive, send)
+
+
+def _without_port(host: str) -> str:
+    name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host
+    return name.strip("[]").rstrip(".").lower()
 
 
 class _Desk:

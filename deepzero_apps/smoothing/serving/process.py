@@ -3,9 +3,12 @@
 On SIGTERM or SIGINT no connection is accepted any more and no question taken; what is inside is
 answered for at most the seconds of grace, the rest refused with 503; then the process ends with
 success. A second SIGINT ends it at once.
+
+Whoever connects must ask within seconds, in headers of at most 16 KiB; whoever only holds a
+connection open is hung up on.
 """
 
-__all__ = ["listening", "serve"]
+__all__ = ["listening", "serve", "server_of"]
 
 import asyncio
 import math
@@ -18,6 +21,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from deepzero_apps.smoothing.serving.worker import Worker
 
@@ -25,6 +29,10 @@ _KEEP_ALIVE = 30
 """Seconds that an idle connection is kept: longer than usual clients keep theirs."""
 
 _BACKLOG = 2048
+
+_LARGEST_HEADERS = 16 * 1024
+_PATIENCE = 10.0
+"""Seconds that a connection may take from its first byte to the end of its headers."""
 
 _FAREWELL = 1
 """Seconds after the grace for the last refusals to be written."""
@@ -74,24 +82,67 @@ def serve(
         grace: Seconds for what is inside when the service stops, at least 0.
         announce: Called once, when signals already stop the service gracefully.
     """
-    config = uvicorn.Config(
-        app,
-        lifespan="off",
-        ws="none",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=math.ceil(grace) + _FAREWELL,
-    )
-    server = _Server(config, worker, grace)
+    server = server_of(app, worker, grace=grace)
     with _signals_to(server):
         announce()
         server.run(sockets=[listener])
     worker.close()
     worker.expire()
     worker.join(_FAREWELL)
+
+
+def server_of(app: FastAPI, worker: Worker, *, grace: float) -> uvicorn.Server:
+    """Makes the server that `serve` runs; the arguments are the same."""
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        http=_Impatient,
+        h11_max_incomplete_event_size=_LARGEST_HEADERS,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=math.ceil(grace) + _FAREWELL,
+    )
+    return _Server(config, worker, grace)
+
+
+class _Impatient(H11Protocol):
+    """Hangs up on who does not finish the headers of a request in time."""
+
+    _ending: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._hurry()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            self._relax()
+        else:
+            self._hurry()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete and self.conn.trailing_data[0]:
+            self._hurry()  # the next request has begun already, and is not whole
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._relax()
+        super().connection_lost(exc)
+
+    def _hurry(self) -> None:
+        if self._ending is None and not self.transport.is_closing():
+            self._ending = self.loop.call_later(_PATIENCE, self.transport.close)
+
+    def _relax(self) -> None:
+        if self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
 
 
 class _Server(uvicorn.Server):

@@ -23,7 +23,7 @@ from typing import Annotated, Any, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from deepzero_apps.smoothing.bounds import Procedure, Settings
+from deepzero_apps.smoothing.bounds import WITH_RADII, Procedure, Settings
 from deepzero_apps.smoothing.certificates import ABSTAIN, Certificate
 from deepzero_apps.smoothing.rules import rule_of
 from deepzero_apps.smoothing.serving.jobs import Answer, Certifying, Predicting
@@ -121,7 +121,7 @@ def chosen(subject: Subject, **wishes: object) -> Settings:
         if given.get(name, 0) > subject.settings.n:
             raise Refused(f"{name} must be at most {subject.settings.n} here, got {given[name]}")
     if "procedure" in given and "radii" not in given:
-        keeps = given["procedure"] in ("adaptive", "decide")
+        keeps = given["procedure"] in WITH_RADII
         given["radii"] = subject.settings.radii if keeps else ()
     try:
         settings = replace(subject.settings, **given)

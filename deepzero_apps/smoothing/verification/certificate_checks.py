@@ -24,7 +24,7 @@ import numpy as np
 from deepzero_apps.smoothing.bounds import Procedure, Settings, radius, round_down
 from deepzero_apps.smoothing.certificates import ABSTAIN, Certificate
 from deepzero_apps.smoothing.procedures import largest_radius, probability_bound
-from deepzero_apps.smoothing.rules import Rule, Stop, rule_of
+from deepzero_apps.smoothing.rules import Stop, rule_of
 from deepzero_apps.smoothing.verification.findings import Finding
 
 _STEP = 1e-4
@@ -91,14 +91,9 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
         A finding if a radius is out of reach; without file and line.
     """
     try:
-        _rule(settings)
+        rule_of(settings)
     except ValueError as error:
         yield Finding(kind="settings", found=str(error))
-
-
-@lru_cache(maxsize=64)
-def _rule(settings: Settings) -> Rule:
-    return rule_of(settings)
 
 
 @lru_cache(maxsize=65_536)
@@ -160,7 +155,7 @@ def _number(c: Certificate, drawn: Settings) -> int | None:
     sound = min(counts, default=-1) >= 0 and sum(counts) <= settings.n0
     if not sound or any(check_settings(settings)):
         return None
-    return _rule(settings).start(np.array(counts)).more()
+    return rule_of(settings).start(np.array(counts)).more()
 
 
 def _asked(c: Certificate) -> Iterator[Finding]:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from deepzero_apps.foreign import printable
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -34,12 +36,13 @@ class Finding:
 
     @property
     def text(self) -> str:
-        """The finding in one line."""
+        """The finding in one line, whatever stands in the file."""
         place = [self.file] if self.file else []
         place += [f"line {self.line}"] if self.line is not None else []
         place += [f"image {self.index}"] if self.index is not None else []
         expected = f", expected {self.expected}" if self.expected else ""
-        return f"{', '.join(place) or 'file'}: {self.kind}: {self.found}{expected}"
+        line = f"{', '.join(place) or 'file'}: {self.kind}: {self.found}{expected}"
+        return printable(line).replace("\n", "\\n")
 
 
 @dataclass(frozen=True, kw_only=True)

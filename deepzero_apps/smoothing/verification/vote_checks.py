@@ -8,7 +8,7 @@ allowed, any.
 
 __all__ = ["against_votes"]
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
@@ -30,9 +30,7 @@ def against_votes(certificates: Sequence[Certificate], votes: Votes) -> Iterator
     Yields:
         A finding for each contradiction; without file and line.
     """
-    entries: dict[int, list[Entry]] = defaultdict(list)
-    for entry in votes.entries:
-        entries[entry.index].append(entry)
+    entries = votes.by_image()
     for c in certificates:
         yield from _origin(c, votes)
         if c.index not in entries:
@@ -103,7 +101,7 @@ def _totals(c: Certificate, entries: Sequence[Entry], last: int) -> Iterator[Fin
         yield _finding(c, "votes asked", f"{c.asked}", f"{rows} in the log")
     elif c.lost != lost:
         yield _finding(c, "lost votes", f"{c.lost}", f"{lost} in the log")
-    set_beforehand = c.settings.procedure in ("fixed", "adaptive") and c.stop != "budget"
+    set_beforehand = not c.settings.is_sequential and c.stop != "budget"
     if set_beforehand and c.votes + c.other_votes != last:
         yield _finding(
             c,

@@ -315,3 +315,42 @@ def test_the_description_for_machines_has_the_fields_of_requests() -> None:
     assert bodies["/v1/certify"]["required"] == ["image"]
     assert bodies["/v2/models/{name}/infer"]["properties"]["inputs"]["items"]["required"]
     assert "$ref" not in json.dumps(bodies)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8000", 200),
+        ("LOCALHOST.", 200),
+        ("127.0.0.1:1", 200),
+        ("[::1]:8000", 200),
+        ("evil.example", 421),
+        ("evil.example:8000", 421),
+        ("localhost.evil.example", 421),
+        ("127.0.0.1:8000@evil.example", 421),
+        ("", 421),
+    ],
+)
+def test_what_is_sent_to_another_name_is_refused(host: str, status: int) -> None:
+    with served() as (_, worker):
+        own = ("localhost", "127.0.0.1", "::1")
+        client = Client(application(subject(), Limits(), worker, hosts=own))
+
+        answer = client.post("/v1/predict", json={"images": [LIGHT]}, headers={"Host": host})
+
+        assert answer.status_code == status
+        if status == 421:
+            assert answer.json()["error"].startswith("Host must be a name of this service")
+            assert worker.counts.votes == 0
+
+
+def test_a_page_of_another_origin_cannot_ask() -> None:
+    with served() as (client, worker):
+        body = json.dumps({"images": [LIGHT]})
+        for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+            # the only types that a browser sends elsewhere without asking first
+            asked = client.post("/v1/predict", content=body, headers={"Content-Type": kind})
+            assert asked.status_code == 415
+        answer = client.post("/v1/predict", content=body, headers=JSON | {"Origin": "http://evil"})
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert worker.counts.votes == 50

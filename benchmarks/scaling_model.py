@@ -1,0 +1,236 @@
+r"""Where a gradient by many workers stops scaling: a model, fitted to what was measured, and stragglers.
+
+    python benchmarks/scaling_model.py --measured benchmarks/results/scaling_gradient.json
+
+A step of W workers, each asked c times, takes
+
+.. math::
+    T(W, c) = t_0 + 2 t_b + \frac{C}{W} S(W, c) + l c + o c W + \frac{B}{b} (M - 1)           \tag{1}
+
+- :math:`t_0`: snapshot, sharing and assembly in the driver; :math:`t_b`: the base pass, first in the
+  driver and then in all workers side by side;
+- C: the time of all queries on one worker;
+- l: the wait of a worker between two calls; o: the driver's own work for a call, one after the other;
+- B: bytes of the weights, once to each of M machines besides the driver's, one after the other (Ray spreads
+  them along a tree, so this is the worst case) at b = 1 GB/s;
+- S: how much later than its average the last worker ends. It has no formula; it is
+  simulated: calls from one queue, workers of unequal speed.
+
+:math:`t_0, t_b, C` are measured; l and o are fitted to the measured steps by nonnegative least squares.
+The simulation gives each worker a constant speed (log-normal, sigma .1; one in twenty at half speed) and one call in
+a hundred takes five times as long (another tenant, a page fault storm, a retry after a death).
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from heapq import heapify, heapreplace
+from pathlib import Path
+from statistics import mean
+from typing import TypedDict
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from scipy.optimize import nnls
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+WORKERS = (8, 64, 512)
+WORKERS_A_MACHINE = 16
+BANDWIDTH = 1e9
+STEPS_SIMULATED = 200
+QUERIES = {"resnet20 99 % sparse": 2697, "resnet20 dense": 269722}
+"""What is extrapolated: queries a step; times a query are those of the measured gradient."""
+
+PASSES = {"resnet20 99 % sparse": 795, "resnet20 dense": 79000}
+"""The passes that they come in: a call has one at least."""
+
+
+class Fit(TypedDict):
+    """The constants of (1), in seconds."""
+
+    fixed: float
+    base: float
+    query: float
+    latency: float
+    driver: float
+    state_bytes: float
+    worst: float
+
+
+class Row(TypedDict):
+    """One job, number of workers and calls a worker."""
+
+    job: str
+    workers: int
+    calls: int
+    seconds: float
+    speedup: float
+    efficiency: float
+    straggling: float
+    driver_share: float
+    megabytes: float
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fits, extrapolates, prints and draws."""
+    parser = argparse.ArgumentParser(description="where a gradient by many workers stops scaling")
+    parser.add_argument("--measured", type=Path, required=True)
+    parser.add_argument("--json", type=Path, help="where to write the rows")
+    parser.add_argument("--figure", type=Path, help="where to draw the efficiency")
+    options = parser.parse_args(argv)
+    measured = json.loads(options.measured.read_text(encoding="utf-8"))
+    fits = {name: fitted(measured, name) for name in measured["parts"]}
+    rows = [
+        predicted(fits["resnet20"], job, workers, calls)
+        for job in QUERIES
+        for workers in WORKERS
+        for calls in (1, 4, 16)
+    ]
+    console = Console(width=130)
+    console.print({name: {k: f"{v:.2e}" for k, v in fit.items()} for name, fit in fits.items()})
+    console.print(table(rows))
+    if options.json:
+        document = {"fits": fits, "rows": rows}
+        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if options.figure:
+        draw(fits["resnet20"], measured, options.figure)
+    return 0
+
+
+def fitted(measured: dict[str, dict[str, dict[str, float]]], name: str) -> Fit:
+    """Fits the two constants of (1) that are not measured by themselves."""
+    parts = measured["parts"][name]
+    steps = [row for row in measured["steps"] if row["network"] == name]  # type: ignore[index]
+    fixed = parts["snapshot"] + parts["share"] + parts["assembly"]
+    base = parts["base_pass"]
+    work = mean(row["here"] for row in steps) - base - parts["assembly"]  # type: ignore[index]
+    known, unknown = [], []
+    for row in steps:
+        for workers, key in ((1, "one"), (2, "two")):
+            known.append(row[key] - fixed - 2 * base - work / workers)  # type: ignore[index]
+            unknown.append([row["calls"], row["calls"] * workers])  # type: ignore[index]
+    (latency, driver), _ = nnls(np.array(unknown), np.array(known))
+    residuals = np.array(known) - np.array(unknown) @ np.array([latency, driver])
+    times = [row[key] for row in steps for key in ("one", "two")]  # type: ignore[index]
+    return Fit(
+        fixed=fixed,
+        base=base,
+        query=work / steps[0]["queries"],  # type: ignore[index]
+        latency=max(float(latency), parts["call"] - parts["call_work"]),
+        driver=max(float(driver), parts["call_work"]),
+        state_bytes=parts["state_bytes"],
+        worst=float(np.abs(residuals / np.array(times)).max()),
+    )
+
+
+def predicted(fit: Fit, job: str, workers: int, calls: int) -> Row:
+    """Evaluates (1), with a simulated S."""
+    work = fit["query"] * QUERIES[job]
+    machines = -(-workers // WORKERS_A_MACHINE)
+    all_calls = min(calls * workers, PASSES[job])
+    straggling = simulated(workers, all_calls, seed=0)
+    driver = fit["fixed"] + fit["base"] + fit["driver"] * all_calls
+    moved = fit["state_bytes"] * (machines - 1)
+    total = (
+        driver
+        + fit["base"]
+        + work / workers * straggling
+        + fit["latency"] * calls
+        + moved / BANDWIDTH
+    )
+    alone = fit["base"] + work
+    return Row(
+        job=job,
+        workers=workers,
+        calls=calls,
+        seconds=total,
+        speedup=alone / total,
+        efficiency=alone / total / workers,
+        straggling=straggling,
+        driver_share=driver / total,
+        megabytes=moved / 1e6,
+    )
+
+
+def simulated(workers: int, calls: int, *, seed: int) -> float:
+    """How much later than equal workers would the last one ends; the mean over steps."""
+    generator = np.random.default_rng(seed)
+    return mean(_one_step(workers, calls, generator) for _ in range(STEPS_SIMULATED))
+
+
+def _one_step(workers: int, calls: int, generator: np.random.Generator) -> float:
+    pace = generator.lognormal(0.0, 0.1, workers)
+    pace[generator.random(workers) < 0.05] *= 2
+    cost = np.where(generator.random(calls) < 0.01, 5.0, 1.0) * workers / calls
+    return float(_last(pace, cost))
+
+
+def _last(pace: NDArray[np.float64], cost: NDArray[np.float64]) -> float:
+    """When the last of the calls ends: each goes to the worker that is free first."""
+    free = [(0.0, worker) for worker in range(len(pace))]
+    heapify(free)
+    for seconds in cost:
+        when, worker = free[0]
+        heapreplace(free, (when + seconds * pace[worker], worker))
+    return max(free)[0]
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Lays the rows out."""
+    columns = (
+        "job",
+        "workers",
+        "calls",
+        "s a step",
+        "speedup",
+        "efficiency",
+        "straggling",
+        "driver",
+        "MB sent",
+    )
+    laid = Table(*columns, box=box.SIMPLE)
+    for row in rows:
+        laid.add_row(
+            row["job"],
+            str(row["workers"]),
+            str(row["calls"]),
+            f"{row['seconds']:.3f}",
+            f"{row['speedup']:.1f}",
+            f"{100 * row['efficiency']:.0f} %",
+            f"{row['straggling']:.2f}",
+            f"{100 * row['driver_share']:.0f} %",
+            f"{row['megabytes']:.1f}",
+        )
+    return laid
+
+
+def draw(fit: Fit, measured: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+    """Draws efficiency against workers, and what was measured."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    counts = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    for job, color in zip(QUERIES, ("C0", "C1"), strict=True):
+        for calls, style in ((1, ":"), (4, "-"), (16, "--")):
+            shares = [100 * predicted(fit, job, n, calls)["efficiency"] for n in counts]
+            label = f"{job}, {calls} call{'s' if calls > 1 else ''} a worker"
+            axes.plot(counts, shares, style, color=color, label=label)
+    steps = [row for row in measured["steps"] if row["network"] == "resnet20"]  # type: ignore[index]
+    for workers, key in ((1, "one"), (2, "two")):
+        points = [100 * row["here"] / row[key] / workers for row in steps]  # type: ignore[index]
+        label = "measured (resnet20, 270 queries)" if workers == 1 else None
+        axes.plot([workers] * len(points), points, "k.", label=label)
+    axes.set(xscale="log", xlabel="workers", ylabel="efficiency (%)", ylim=(0, 110))
+    axes.set_xticks(counts, [str(n) for n in counts])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

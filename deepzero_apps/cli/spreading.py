@@ -1,0 +1,118 @@
+"""The flags of every verb that evaluates: how many workers, and where."""
+
+__all__ = ["WorkersFlags", "batch_of_runs"]
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+import joblib
+from pydantic import Field, model_validator
+
+from deepzero_apps.cli.allocator import keep_freed_memory
+from deepzero_apps.cli.settings import CommonSettings, Misuse
+
+if TYPE_CHECKING:
+    from deepzero_apps.workers import Pool, Where
+
+
+class WorkersFlags(CommonSettings):
+    """Fields of every verb that evaluates."""
+
+    workers: int | None = Field(None, ge=1, le=100_000)
+    """Evaluate in this many processes, by Ray; with --cluster all that it has room for."""
+
+    cluster: str | None = None
+    """Evaluate on a running Ray cluster: auto, HOST:PORT or ray://HOST:PORT."""
+
+    @model_validator(mode="after")
+    def _ray_is_there(self) -> Self:
+        if self.cluster is not None and not self.cluster.strip():
+            raise ValueError("--cluster must be auto, HOST:PORT or ray://HOST:PORT, got nothing")
+        return self
+
+    @property
+    def spreads(self) -> bool:
+        """Whether work goes to workers."""
+        return self.workers is not None or self.cluster is not None
+
+    def where(self) -> "Where":
+        """Says where workers run."""
+        from deepzero_apps.workers import Where
+
+        return Where(self.workers, self.cluster, self.threads, self.device)
+
+    @contextmanager
+    def pool(self, make: Callable[[], object]) -> Iterator["Pool | None"]:
+        """Opens workers for the time of a block; None if there are to be none.
+
+        Args:
+            make: Makes each worker's object, in its process.
+
+        Raises:
+            Misuse: If Ray is not installed, no cluster answers, or it has no GPU.
+        """
+        if not self.spreads:
+            yield None
+            return
+        from deepzero_apps.workers import Pool
+
+        try:
+            pool = Pool(partial(_made, make), self.where())
+        except (ModuleNotFoundError, ConnectionError, ValueError) as error:
+            raise Misuse(f"--workers: {error}") from error
+        with pool:
+            yield pool
+
+
+def _made(make: Callable[[], object]) -> object:
+    """Makes a worker's object, in its process."""
+    keep_freed_memory()
+    return make()
+
+
+Run = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+"""A function with its arguments, as `joblib.delayed` notes it down."""
+
+
+class _Runner:
+    """A worker that runs whole commands."""
+
+    def run(self, function: Callable[..., Any], *arguments: object, **named: object) -> Any:  # noqa: ANN401
+        return function(*arguments, **named)
+
+
+@contextmanager
+def batch_of_runs(
+    settings: WorkersFlags, *, usual: int = 2, ordered: bool = True
+) -> Iterator[Callable[[Iterable[Run]], Iterable[Any]]]:
+    """Gives what runs whole commands side by side: in processes here, or on a Ray cluster.
+
+    Runs must be able to go on where they were: one whose worker dies is made again.
+
+    Args:
+        settings: How many, and where.
+        usual: How many by default.
+        ordered: Whether results are a list in the order of the runs, or come each when it is there.
+
+    Yields:
+        What takes runs (`joblib.delayed`) and gives their results.
+
+    Raises:
+        Misuse: If a cluster is asked for and Ray is not installed or does not answer.
+    """
+    if settings.cluster is None:
+        count = settings.workers or usual
+        as_what = "list" if ordered else "generator_unordered"
+        yield joblib.Parallel(n_jobs=count, batch_size=1, pre_dispatch=count, return_as=as_what)
+        return
+    with settings.pool(_Runner) as pool:
+        assert pool is not None  # a cluster was asked for
+
+        def results(runs: Iterable[Run]) -> Iterable[Any]:
+            calls = [(partial(f, **named), *arguments) for f, arguments, named in runs]
+            answers = pool.ask("run", calls)
+            return dict(sorted(answers)).values() if ordered else (a for _, a in answers)
+
+        yield results

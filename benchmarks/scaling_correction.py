@@ -12,7 +12,8 @@ passes of its network among the pieces of a minibatch.
 
 A time is the least of several updates, for the machine may have other things to do. "one by one" is what the
 pieces take in this process, each by itself, as a worker does them, and "driver" what is left to do here
-by the processor's clock: two workers cannot be faster than driver + one by one / 2, the prediction.
+by the processor's clock. Two workers cannot be faster than driver and the larger half of the pieces: the
+prediction.
 
 The second table is what a call costs by the rows it steps: the default grid, one worker, all pieces of a
 minibatch in the one call that each of the two rounds of an update makes.
@@ -27,8 +28,8 @@ sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolv
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -55,7 +56,7 @@ from deepzero_apps.correction.windowed import Windowed
 from deepzero_apps.workers import Pool, Shared, Where
 from deepzero_apps.workers.where import Connection
 
-Q, N, UPDATES, LONGEST = 2, 4, 12, 6.0
+Q, N, UPDATES, LONGEST = 2, 4, 10, 4.0
 ROUNDS = 2  # of an update whose corrections act after the step
 BATCHES = (1, 2, 4, 8, 16)
 UNITS = Units(0.3, 0.02, (100.0, 3200.0), Probed(0.0, float("inf"), 0.01, 0))
@@ -174,28 +175,30 @@ class Row:
     alone: float
     simulator: float
     pieces: float
+    half: float
     driver: float = 0.0
     workers: dict[int, float] = field(default_factory=dict)
 
     @property
     def predicted(self) -> float:
         """How much faster two workers are than one, at best."""
-        return (self.driver + self.pieces) / (self.driver + self.pieces / 2)
+        return (self.driver + self.pieces) / (self.driver + self.half)
 
 
-def least(case: Training, method: Method, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The least time of an update; those before the third warm up."""
-    times: list[float] = []
+def least(case: Training, method: Method) -> tuple[float, float]:
+    """The least time of an update, by the clock and by this process's; the first two warm up."""
+    times: list[tuple[float, float]] = []
     began = time.perf_counter()
     for step in range(UPDATES):
         windows = pieces(case.trajectories, case.recipe, step)
         case.loop.corrector.network.zero_grad()
-        started = clock()
+        started = time.perf_counter(), time.process_time()
         method(case.loop, case.objective, windows, step=step)
-        times.append(clock() - started)
+        times.append((time.perf_counter() - started[0], time.process_time() - started[1]))
         if time.perf_counter() - began > LONGEST and len(times) > 3:
             break
-    return min(times[2:])
+    by_clock, by_process = zip(*times[2:], strict=True)
+    return min(by_clock), min(by_process)
 
 
 def measured(case: Case, counts: Sequence[int] = (1, 2)) -> Row:
@@ -203,16 +206,22 @@ def measured(case: Case, counts: Sequence[int] = (1, 2)) -> Row:
     here = training(case)
     row = Row(
         asdict(case),
-        alone=least(here, here.method),
+        alone=least(here, here.method)[0],
         simulator=_simulating(here),
-        pieces=least(here, spread(here, Here(piecework(case)))),
+        pieces=one_by_one(case),
+        half=one_by_one(replace(case, batch=-(-case.batch // 2))),
     )
     for count in counts:
         with Pool(partial(piecework, case), Where(count)) as pool:
-            row.workers[count] = least(here, spread(here, pool))
-            if count == 1:
-                row.driver = least(here, spread(here, pool), time.process_time)
+            row.workers[count], driver = least(here, spread(here, pool))
+            row.driver = row.driver or driver
     return row
+
+
+def one_by_one(case: Case) -> float:
+    """What the pieces take in this process."""
+    here = training(case)
+    return least(here, spread(here, Here(piecework(case))))[0]
 
 
 def spread(case: Training, workers: Workers) -> Spread:

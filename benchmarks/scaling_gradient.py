@@ -38,12 +38,12 @@ from deepzero_apps.zeroth_order.sparsity import SupportSchedule, shares_by_size
 from deepzero_apps.zeroth_order.state import Weights
 
 NETWORKS = {
-    "resnet20": (partial(resnet, 20), (128, 3, 32, 32), 270),
+    "resnet20": (partial(resnet, 20), (128, 3, 32, 32), 809),
     "small-cnn": (partial(adjustable_cnn, 2, width=18, channels=1), (32, 1, 8, 8), 3226),
 }
 """Network, shape of the batch, weights that a step moves."""
 
-CALLS = {"resnet20": (1, 2, 4, 8, 16), "small-cnn": (1, 2, 4, 16, 64)}
+CALLS = {"resnet20": (1, 4, 16), "small-cnn": (1, 2, 4, 16, 64)}
 """Calls a worker that a step is cut into."""
 
 
@@ -89,6 +89,10 @@ class Held:
             for name, case in self._cases.items()
         }
 
+    def begin(self, name: str, *arguments: Any) -> None:  # noqa: ANN401 - those of Measurer
+        """Makes the base pass of a case."""
+        self._measurers[name].begin(*arguments)
+
     def measure(self, name: str, *arguments: Any) -> Any:  # noqa: ANN401 - those of Measurer
         """Measures pieces of a case."""
         return self._measurers[name].measure(*arguments)
@@ -105,8 +109,12 @@ class Asked:
     """A pool, asked of one case."""
 
     def __init__(self, pool: Pool, name: str) -> None:
-        self.count, self.share = pool.count, pool.share
+        self.count, self.share, self.abandon = pool.count, pool.share, pool.abandon
         self._pool, self._name = pool, name
+
+    def put(self, method: str, *arguments: object) -> int:
+        """Queues a call of the case."""
+        return self._pool.put(method, self._name, *arguments)
 
     def ask(self, method: str, calls: Sequence[Sequence[object]]) -> Any:  # noqa: ANN401
         """Makes calls of the case."""

@@ -18,8 +18,9 @@ from deepzero_apps.cli.answers import write_json
 from deepzero_apps.cli.logs import timed
 from deepzero_apps.cli.progress import tracked
 from deepzero_apps.cli.settings import CommonSettings, DrivenSettings, Misuse
-from deepzero_apps.runs import RunFolder
+from deepzero_apps.runs import RunFolder, RunFolderError
 from deepzero_apps.runs.tracking import Tracker, Trackers
+from deepzero_apps.runs.trees import Tree
 from deepzero_apps.zeroth_order.training import Training
 
 _LOGGER = logging.getLogger(__name__)
@@ -112,14 +113,23 @@ def _take_up(training: Training, run: RunFolder) -> None:
     """Goes on from the folder's last checkpoint, if it has one."""
     found = run.load_latest()
     if found is not None:
-        _, state = found
-        if not isinstance(state, dict):
-            raise TypeError(f"a checkpoint must hold a dict, got {type(state).__name__}")
-        training.load_state_dict({str(key): value for key, value in state.items()})
+        step, state = found
+        _restore(training, state, f"{run.path}/checkpoints: that of step {step}")
         _LOGGER.info("%s continues after step %d", run.path, training.step)
     else:
         _LOGGER.info("%s begins", run.path)
     run.truncate_metrics(training.step)
+
+
+def _restore(training: Training, state: Tree, name: str) -> None:
+    """Takes a checkpoint's state, whole as a file, which may be that of something else."""
+    if not isinstance(state, dict):
+        raise RunFolderError(f"{name} must hold a dict, got {type(state).__name__}; remove it")
+    try:
+        training.load_state_dict({str(key): value for key, value in state.items()})
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise RunFolderError(f"{name} is none of this run ({reason}); remove it") from error
 
 
 def _save(training: Training, run: RunFolder, score: float | None = None) -> None:

@@ -8,12 +8,14 @@ __all__ = ["FoundRun", "certificates_of", "found_run", "metrics_of", "runs_below
 
 import fcntl
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from deepzero_apps.files.opening import open_plain
+from deepzero_apps.files.opening import open_plain, read_plain
 from deepzero_apps.runs import RunFolder, RunFolderError
 from deepzero_apps.runs.records import loads
 from deepzero_apps.smoothing.certificates import (
@@ -154,7 +156,7 @@ def found_run(path: Path) -> FoundRun | None:
     try:
         folder = RunFolder(path)
     except RunFolderError as error:
-        ours = (path / "lock").exists() and (path / "config.json").exists()
+        ours = _exists(path / "lock") and _exists(path / "config.json")
         return FoundRun(path, changed=changed, fault=str(error)) if ours else None
     versions: object = folder.versions
     if not isinstance(versions, dict) or "deepzero_apps" not in versions:
@@ -224,25 +226,33 @@ def _last(metrics: Path) -> dict[str, Any]:
     """Reads the last whole line of a file that may be long."""
     if not metrics.exists():
         return {}
-    with metrics.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-        lines = file.read().split(b"\n")[:-1]
+    lines = read_plain(metrics, last=_TAIL).split(b"\n")[:-1]
+    if len(lines) < 2:  # the only line, or the end of a very long one
+        lines = read_plain(metrics).split(b"\n")[:-1]
     return loads(lines[-1]) if lines else {}
 
 
 def _changed(path: Path) -> float:
-    times = [path.stat().st_mtime] if path.exists() else [0.0]
-    for name in _WRITTEN:
-        file = path / name
-        if file.exists():
+    times = [0.0]
+    for file in (path, *(path / name for name in _WRITTEN)):
+        with suppress(OSError):  # it is absent, or not for us to see
             times.append(file.stat().st_mtime)
     return max(times)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # in a folder that is not for us to see
+        return True
 
 
 def _known(*places: tuple[Mapping[str, Any], str]) -> float | None:
     for fields, name in places:
         value = fields.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if abs(value) <= sys.float_info.max:  # what is larger cannot be summed
             return value
     return None
 

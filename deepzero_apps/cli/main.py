@@ -208,7 +208,8 @@ def _shown(name: str, info: FieldInfo, twin: type[Any] | None = None) -> Any:  #
     named: list[Any] = [m for m in given if is_dataclass(m)]
     about: Any = named[0] if named else tyro.conf.arg(name=name.replace("_", "-"))
     markers = [m for m in given if m not in named]
-    return Annotated[(twin or info.annotation, replace(about, help=info.description), *markers)]
+    text = " ".join((info.description or "").split())  # tyro would keep the source's line breaks
+    return Annotated[(twin or info.annotation, replace(about, help=text), *markers)]
 
 
 def _typed(name: str, info: FieldInfo, value: object) -> object:

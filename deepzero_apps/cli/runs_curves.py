@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deepzero_apps.cli.found_runs import FoundRun, certificates_of, metrics_of
 from deepzero_apps.foreign.text import printable
-from deepzero_apps.runs.files import replace
+from deepzero_apps.runs.files import explained, replace
 from deepzero_apps.runs.tracking import numbers
 from deepzero_apps.smoothing.certificates import correct_radii
 from deepzero_apps.smoothing.journal import JournalError
@@ -185,7 +185,8 @@ def _looks() -> Iterable[dict[str, Any]]:
 def _save(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=150)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with explained("made", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     replace(path, buffer.getvalue())
 
 

@@ -19,6 +19,7 @@ from deepzero_apps.cli.settings import Misuse, PlainSettings
 from deepzero_apps.foreign.text import printable
 
 _USUAL = Path("runs")
+_LARGE = 10**15  # nothing that was counted
 
 
 class RunsListSettings(PlainSettings):
@@ -92,8 +93,7 @@ def counted(number: float | None) -> str:
     """Writes a count, or a dash where it is not known."""
     if number is None:
         return "-"
-    # a whole number may be too large for a float
-    return f"{number:,}" if isinstance(number, int) else f"{number:,.0f}"
+    return f"{number:,.0f}" if abs(number) < _LARGE else f"{number:.3g}"
 
 
 def _wanted(one: FoundRun, settings: RunsListSettings) -> bool:

@@ -3,6 +3,7 @@
 __all__ = ["RunsShowSettings", "run"]
 
 import json
+import os.path
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -75,11 +76,14 @@ def _defaults(found: FoundRun) -> dict[str, Any]:
 
 
 def _files(path: Path) -> dict[str, int]:
-    return {
-        file.name: file.stat().st_size
-        for file in sorted(path.iterdir())
-        if file.is_file() and not file.name.startswith(".") and file.name != "lock"
-    }
+    try:
+        return {
+            file.name: file.stat().st_size
+            for file in sorted(path.iterdir())
+            if file.is_file() and not file.name.startswith(".") and file.name != "lock"
+        }
+    except OSError:  # the folder is not for us to see, which is told as its fault
+        return {}
 
 
 def _way_on(found: FoundRun) -> str:
@@ -105,10 +109,10 @@ def _budget(found: FoundRun, kind: str) -> str:
 
 def _watched(path: Path) -> dict[str, str]:
     watched = {}
-    if (path / "tensorboard").is_dir():
+    if os.path.isdir(path / "tensorboard"):
         watched["TensorBoard"] = f"tensorboard --logdir {shlex.quote(str(path / 'tensorboard'))}"
     database = path / "mlflow" / "mlflow.db"
-    if database.is_file():
+    if os.path.isfile(database):
         address = shlex.quote(f"sqlite:///{database.absolute()}")
         watched["MLflow"] = f"mlflow ui --backend-store-uri {address}"
     return watched

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-import torch
 from pydantic import AfterValidator, Field
 
 from deepzero_apps.cli.black_boxes import BlackBox, black_box
@@ -124,12 +123,8 @@ def held(settings: WorkersFlags, classifier: Classifier) -> Iterator[Classifier]
         What asks the workers, a `Spread`; the classifier itself where there are none.
 
     Raises:
-        Misuse: If there can be no workers, or a GPU is asked for by its number.
+        Misuse: If there can be no workers.
     """
-    if settings.spreads and torch.device(settings.device).index:
-        raise Misuse(
-            f"--device must be cuda with workers, which get a GPU each, got {settings.device}"
-        )
     with settings.pool(partial(Booth, str(Path.cwd()))) as pool:
         if pool is None:
             yield classifier

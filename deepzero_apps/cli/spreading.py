@@ -2,6 +2,7 @@
 
 __all__ = ["WorkersFlags", "batch_of_runs"]
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,9 +28,15 @@ class WorkersFlags(CommonSettings):
     """Evaluate on a running Ray cluster: auto, HOST:PORT or ray://HOST:PORT."""
 
     @model_validator(mode="after")
-    def _ray_is_there(self) -> Self:
+    def _can_be_had(self) -> Self:
         if self.cluster is not None and not self.cluster.strip():
             raise ValueError("--cluster must be auto, HOST:PORT or ray://HOST:PORT, got nothing")
+        most = max(16, 8 * (os.cpu_count() or 1))
+        if self.cluster is None and self.workers is not None and self.workers > most:
+            raise ValueError(
+                f"--workers must be at most {most} on this machine, which has {os.cpu_count()} "
+                f"cores, got {self.workers}; each is a process of some 400 MB"
+            )
         return self
 
     @property
@@ -51,13 +58,19 @@ class WorkersFlags(CommonSettings):
             make: Makes each worker's object, in its process.
 
         Raises:
-            Misuse: If Ray is not installed, no cluster answers, or it has no GPU.
+            Misuse: If Ray is not installed, no cluster answers, it has no GPU, or a GPU is asked
+                for by its number.
         """
         if not self.spreads:
             yield None
             return
         from deepzero_apps.workers import Pool
 
+        kind, _, number = self.device.partition(":")
+        if number not in ("", "0"):
+            raise Misuse(
+                f"--device must be {kind} with workers, which get one each, got {self.device}"
+            )
         try:
             pool = Pool(partial(_made, make), self.where())
         except (ModuleNotFoundError, ConnectionError, ValueError) as error:

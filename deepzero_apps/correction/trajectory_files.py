@@ -29,6 +29,7 @@ import deepzero_apps
 from deepzero_apps import files
 from deepzero_apps.correction.trajectories import Trajectories, join
 from deepzero_apps.files import InUse, is_temporary
+from deepzero_apps.files.opening import read_plain
 from deepzero_apps.foreign import read_arrays
 
 _INDEX = "trajectories.json"
@@ -276,7 +277,7 @@ def _read(path: Path, digest: str, settings: Mapping[str, Any]) -> Trajectories:
     if not path.exists():
         raise TrajectoryError(f"{path} is missing; make it with the command that made the others")
     with _explained("read", path):
-        data = path.read_bytes()
+        data = read_plain(path)
     if hashlib.sha256(data).hexdigest() != digest:
         _refuse_stranger(path, data, settings)
         raise TrajectoryError(
@@ -309,7 +310,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise TrajectoryError(f"{folder} holds no trajectories: it has no {_INDEX}")
     kinds = {"settings": dict, "parameters": list, "files": dict}
     with _explained("read", path):
-        text = path.read_bytes()
+        text = read_plain(path)
     try:
         index: dict[str, Any] = json.loads(text)
         whole = all(isinstance(index[key], kind) for key, kind in kinds.items())

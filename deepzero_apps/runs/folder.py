@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from deepzero_apps.files.opening import read_plain
 from deepzero_apps.runs.checkpoints import Best, Checkpoints
 from deepzero_apps.runs.files import (
     RunFolderError,
@@ -180,7 +181,7 @@ class RunFolder:
         if not self._metrics_file.exists():
             return []
         with explained("read", self._metrics_file):
-            lines = self._metrics_file.read_bytes().split(b"\n")[:-1]
+            lines = read_plain(self._metrics_file).split(b"\n")[:-1]
         return [self._row(number, line) for number, line in enumerate(lines, start=1)]
 
     def truncate_metrics(self, step: int) -> None:
@@ -318,7 +319,7 @@ class RunFolder:
         remove_temporary(self._checkpoint_folder)
         if self._metrics_file.exists():
             with explained("read", self._metrics_file):
-                data = self._metrics_file.read_bytes()
+                data = read_plain(self._metrics_file)
             whole = data[: data.rfind(b"\n") + 1]
             if whole != data:
                 replace(self._metrics_file, whole)
@@ -345,7 +346,7 @@ def _object(value: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     with explained("read", path):
-        text = path.read_bytes()
+        text = read_plain(path)
     try:
         return loads(text)
     except (ValueError, TypeError) as error:

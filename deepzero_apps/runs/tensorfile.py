@@ -22,6 +22,7 @@ from pathlib import Path
 import safetensors.torch
 from safetensors import SafetensorError
 
+from deepzero_apps.files.opening import read_plain
 from deepzero_apps.runs.files import RunFolderError, explained, replace
 from deepzero_apps.runs.trees import Tree, flatten, unflatten
 
@@ -68,7 +69,7 @@ def load_file(path: str | os.PathLike[str]) -> Tree:
     """
     path = Path(path)
     with explained("read", path):
-        data = path.read_bytes()
+        data = read_plain(path)
     try:
         return _read(data)
     except _DAMAGED as error:

@@ -11,12 +11,15 @@ __all__ = ["Row", "Tracker", "Trackers", "Untracked", "flattened", "numbers"]
 import json
 import logging
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 _LOGGER = logging.getLogger(__name__)
+
+_CREDENTIALS = re.compile(r"://[^\s/@]+@")  # of a server's address, which its errors repeat
 
 Row: TypeAlias = Mapping[str, Any]
 """One row of metrics, of JSON's types, by custom with ``step``."""
@@ -125,6 +128,7 @@ class Trackers:
         except Exception as error:  # noqa: BLE001 - whatever a tracker raises, the run goes on
             self._trackers.pop(name, None)
             reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = _CREDENTIALS.sub("://", reason)
             warnings.warn(
                 f"{name} has failed and is told no more in this process: {reason}; the run goes "
                 "on, and metrics.jsonl has everything",

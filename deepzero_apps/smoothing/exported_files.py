@@ -4,10 +4,7 @@ A file is a zip archive, and what is in it says of which kind it is.
 
 *TorchScript* (``torch.jit.save``) holds TorchScript code and tensors. ``torch.jit.load`` reads it by
 its own parser in C++, which knows tensors and TorchScript's types and runs no Python. But the code
-can call any operator of torch, and two of them reach files: ``torch.save`` writes one, and
-``torch.from_file`` maps one, which may then be overwritten; a method ``__setstate__`` runs as early as
-the file is loaded. So the code is looked through first, and a program that has a word for either
-is refused, as are operators from elsewhere than torch's own arithmetic.
+can call any operator of torch, files among them: it is looked through first (``script_checks``).
 
 *torch.export* (``torch.export.save``, ``.pt2``) holds a graph as JSON and tensors as raw bytes, but
 ``torch.export.load`` by itself is not safe: it unpickles the example inputs, any tensor marked
@@ -27,8 +24,7 @@ import io
 import json
 import re
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +34,7 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from deepzero_apps.foreign import refuse_bomb
+from deepzero_apps.smoothing.script_checks import SPACES, checked_script
 
 _WEIGHT_NAMES = re.compile(
     r"data/(weights/(weight_\d+|model_weights_config\.json)|constants/(tensor_\d+|model_constants_config\.json))"
@@ -46,23 +43,16 @@ _FRAME_NAMES = re.compile(
     r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
 )
 _SAMPLES, _GRAPH = "data/sample_inputs/model.pt", "models/model.json"
-_SPACES = "aten|prims?|quantized|quantized_decomposed|torchvision"
 _INNER = "wrap_with_set_grad_enabled|wrap_with_autocast|cond|map_impl|scan|while_loop"
 _TARGET = re.compile(
-    rf"torch\.ops\.({_SPACES})\.(?!__|from_file|save)\w+(\.(?!__)\w+)?"
+    rf"torch\.ops\.({SPACES})\.(?!__|from_file|save)\w+(\.(?!__)\w+)?"
     rf"|torch\.ops\.higher_order\.({_INNER})|torch\._?sym_\w+|math\.(?!__)\w+"
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)"
 )
-_FILES = re.compile(r"\b(save|from_file)\b")
-_FOREIGN = re.compile(rf"(?<![.\w])ops\s*\.\s*(?!({_SPACES})\b)")
-_ESCAPED = re.compile(r"\\[xuUN0-7]")  # by which `getattr` could spell a word without its letters
 _LABEL = re.compile(r"[\w.]*")
 _SIZE = re.compile(  # such as Mul(Integer(2), Symbol('s31', positive=True)): no function of Python's
     r"([su]\d++|'[a-z]{1,3}\d++'|[a-z_]{1,20}=(?=True|False)|[A-Z][A-Za-z]++|[\d\s+\-*/(),<>=])*+"
 )
-
-# what is raised for a damaged archive; RuntimeError for one with a password
-_NO_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -102,31 +92,19 @@ def program(content: bytes, *, device: torch.device, name: str) -> Program:
             if _GRAPH in files:
                 copy, opened = _without_pickle(archive, files, name), _exported
             elif "constants.pkl" in files and any(file.startswith("code/") for file in files):
-                copy, opened = _without_files(archive, files.values(), name), _scripted
+                copy, opened = checked_script(archive, files.values(), name), _scripted
             else:
                 raise ValueError(
                     f"{name} must hold a program, by torch.export.save or torch.jit.save, got neither; "
                     "weights alone, as torch.save writes them, are pickle and never loaded"
                 )
-    except _NO_ARCHIVE as error:
+    except ValueError:
+        raise
+    except Exception as error:  # a damaged archive makes zipfile raise errors of many classes
         raise ValueError(
             f"{name} must be a file that torch exported, got no archive, or a damaged one"
         ) from error
     return opened(copy, device=device, name=name)
-
-
-def _without_files(archive: zipfile.ZipFile, entries: Iterable[str], name: str) -> bytes:
-    """Copies a TorchScript program; refuses code that could reach a file."""
-    copy = io.BytesIO()
-    with zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as written:
-        for entry in entries:
-            if entry.rpartition("/")[2] == "model.json":
-                raise ValueError(f"{name} must be of a form newer than PyTorch 1.4; save it anew")
-            part = archive.read(entry)
-            if entry.endswith(".py"):
-                _check_code(part.decode("utf-8", errors="replace"), name)
-            written.writestr(entry, part)
-    return copy.getvalue()
 
 
 def _entries(archive: zipfile.ZipFile, name: str) -> list[str]:
@@ -136,18 +114,6 @@ def _entries(archive: zipfile.ZipFile, name: str) -> list[str]:
     if len(set(names)) < len(names):
         raise ValueError(f"{name} must hold each part once, got one twice")
     return names
-
-
-def _check_code(code: str, name: str) -> None:
-    for pattern in (_FILES, _FOREIGN):
-        if found := pattern.search(code):
-            line = code[: found.start()].count("\n")
-            raise ValueError(
-                f"{name} must be made of torch's own arithmetic and reach no file, got "
-                f"{code.splitlines()[line].strip()[:60]!r}"
-            )
-    if "getattr" in code and _ESCAPED.search(code):
-        raise ValueError(f"{name} must spell out its names, got an escape in a text")
 
 
 def _scripted(content: bytes, *, device: torch.device, name: str) -> Program:

@@ -29,6 +29,7 @@ from pydantic import TypeAdapter
 
 from deepzero_apps import files
 from deepzero_apps.files import InUse, LineFile, lines_of
+from deepzero_apps.files.opening import read_plain
 from deepzero_apps.smoothing.bounds import Settings
 from deepzero_apps.smoothing.certificates import Certificate, difference
 
@@ -57,7 +58,7 @@ def read(path: Path | str) -> list[Certificate]:
     path = Path(path)
     file = path / _JSONL if path.is_dir() else path
     try:
-        content = file.read_bytes()
+        content = read_plain(file)
     except OSError as error:
         raise JournalError(f"cannot read {file}: {error.strerror}") from error
     return _parse(content, file)

@@ -199,6 +199,8 @@ class OnnxClassifier(_FileClassifier):
 
     def _chosen(self, outputs: "list[NodeArg]") -> str:
         names = [one.name for one in outputs]
+        if not names:
+            raise ValueError(f"{self.path} must have an output, got none")
         if self.output is not None:
             if self.output not in names:
                 raise ValueError(f"output must be one of {names}, got {self.output!r}")

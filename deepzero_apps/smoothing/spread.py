@@ -8,10 +8,12 @@ noise go out, and counts come back.
 
 **Money.** The budget, and the log that every query is noted in before it is sent, stay with the
 process that asks. A call is charged when it is handed over, at most two calls a worker ahead. A
-call whose worker died is asked again, and charged again. What a service repeats is charged when
-its call comes back; with a budget, the most that a call may repeat is charged beforehand, and what
-it leaves pays for later calls. So the budget holds, whatever is killed. What is left of such an
-advance at the end of a run stays charged: at most the repetitions of two calls a worker.
+call whose worker died is asked again, and charged again, with the most that it may have repeated.
+What a service repeats is charged when its call comes back; with a budget, the most that a call may
+repeat is charged beforehand, and what it leaves pays for later calls. So the budget holds, whatever
+is killed. What is left of such an advance at the end of a run stays charged: at most the repetitions
+of two calls a worker. Without a budget, a run that is killed itself does not know what the calls under
+way have repeated.
 
 What training asks for is charged by its images: pieces of a dead worker are not charged again.
 """
@@ -278,6 +280,8 @@ class Voting:
         order = self._under_way[number]
         try:
             self._pay(order)
+            if order.advance is None:  # so what it has repeated was not charged either
+                self._meter.charge(order.rows * self._repeats)
         except BudgetExhausted as error:
             del self._under_way[number]
             order.reply = Reply(error, 0, 0.0)

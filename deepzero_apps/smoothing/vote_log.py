@@ -37,6 +37,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass as validated
 
 from deepzero_apps.files import InUse, LineFile, lines_of
+from deepzero_apps.files.opening import read_plain
 from deepzero_apps.smoothing.bounds import Settings
 from deepzero_apps.smoothing.certificates import Source, difference
 from deepzero_apps.zeroth_order.oracle import Meter
@@ -176,7 +177,7 @@ def read_votes(path: Path | str) -> Votes:
     path = Path(path)
     file = path / NAME if path.is_dir() else path
     try:
-        content = file.read_bytes()
+        content = read_plain(file)
     except OSError as error:
         raise VoteLogError(f"cannot read {file}: {error.strerror}") from error
     found = _parse(content, file)

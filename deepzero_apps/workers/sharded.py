@@ -49,6 +49,15 @@ class Measurer:
         self._network, self._gradient, self._batches = network, gradient, batches
         self._begun: tuple[int, Work] | None = None
 
+    def begin(self, step: int, state: Shared) -> None:
+        """Makes the base pass of a step, for whatever will be asked of it.
+
+        Args:
+            step: The training step.
+            state: As for `measure`.
+        """
+        self._work(step, state)
+
     def measure(
         self, step: int, state: Shared, pieces: Sequence[int]
     ) -> tuple[Tensor, dict[int, float]]:
@@ -56,19 +65,14 @@ class Measurer:
 
         Args:
             step: The training step.
-            state: What `snapshot` took at its beginning.
+            state: What `snapshot` took before it, and what was ``checked`` of the network by then.
             pieces: Their numbers, ascending.
 
         Returns:
             Their numbers one after the other, float64 on the CPU, and the seconds a piece of each
             kind took.
         """
-        if self._begun is None or self._begun[0] != state.number:
-            inputs, head = self._batches(step)
-            restore(self._network, state.value(), inputs.device)
-            work = self._gradient.begin(self._network, inputs, head, step=step)
-            self._begun = state.number, work
-        work = self._begun[1]
+        work = self._work(step, state)
         measured, seconds = [], {}
         for kind, group in groupby(pieces, key=work.kinds.__getitem__):
             numbers = list(group)
@@ -76,6 +80,16 @@ class Measurer:
             measured.append(work.measure(numbers).cpu())
             seconds[kind] = (time.perf_counter() - started) / len(numbers)
         return torch.cat(measured), seconds
+
+    def _work(self, step: int, state: Shared) -> Work:
+        if self._begun is None or self._begun[0] != state.number:
+            (inputs, head), taken = self._batches(step), state.value()
+            restore(self._network, taken, inputs.device)
+            # not checked again at other weights, where other pieces might come out
+            self._gradient.believe(self._network, taken["checked"])
+            work = self._gradient.begin(self._network, inputs, head, step=step)
+            self._begun = state.number, work
+        return self._begun[1]
 
 
 @dataclass(frozen=True)
@@ -111,8 +125,10 @@ class Sharded:
         self, network: nn.Module, inputs: Tensor, head: Head, *, step: int
     ) -> Observation:
         """Writes ``.grad`` of the trainable parameters and returns what it saw."""
-        state = self.pool.share(snapshot(network, inputs.device))
-        work = self.plain.begin(network, inputs, head, step=step)
+        state = self._shared(network, inputs.device)
+        begun = [self.pool.put("begin", step, state) for _ in range(self.pool.count)]
+        work = self.plain.begin(network, inputs, head, step=step)  # all base passes side by side
+        self.pool.abandon(begun)
         groups = self._groups(work.kinds)
         measured: list[Tensor | None] = [None] * len(work.kinds)
         asked = self.pool.ask("measure", [(step, state, group) for group in groups])
@@ -123,6 +139,11 @@ class Sharded:
             self._learn(seconds)
         parts = [part for part in measured if part is not None]
         return work.finish(torch.cat(parts).to(inputs.device))
+
+    def _shared(self, network: nn.Module, device: torch.device) -> Shared:
+        """Shares what a step begins with; what it finds out, workers find at the same weights."""
+        taken = snapshot(network, device)
+        return self.pool.share({**taken, "checked": self.plain.checked(network)})
 
     def _groups(self, kinds: Sequence[int]) -> list[list[int]]:
         """Pieces of about equal cost in all: the longest first, each to the lightest group."""

@@ -9,7 +9,7 @@ once for each parameter, shape and mode.
 __all__ = ["DifferencePropagation", "Fastest", "PrefixReuse", "SlowEngineWarning"]
 
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 
@@ -97,11 +97,21 @@ class DifferencePropagation:
         self._budget = budget
         self._precision = precision
         self._graphs = _Graphs()
+        self._believed: PerNetwork[Mapping[object, int]] = PerNetwork()
 
     @torch.no_grad()
     def prepare(self, network: nn.Module, inputs: Tensor, head: Head) -> Evaluation:
         """Runs the network once, as it is; see `Engine`."""
         return self._evaluation(Pass(network, inputs), head)
+
+    def checked(self, network: nn.Module) -> dict[object, int]:
+        """Tells what checks of a network have found, for `believe` of another process."""
+        return self._graphs.verdicts(network)
+
+    def believe(self, network: nn.Module, checked: Mapping[object, int]) -> None:
+        """Takes up what another process found: a check at other weights may end in another way."""
+        self._believed[network] = checked
+        self._graphs.forget_verdicts(network)
 
     def _evaluation(self, first: Pass, head: Head) -> Evaluation:
         base = self._graphs.base(first)
@@ -137,6 +147,9 @@ class DifferencePropagation:
         traced = propagation.base.traced
         name, inputs = first.weights.names[index], first.inputs
         key = (name, inputs.shape, inputs.dtype, inputs.device, self._precision)
+        believed = self._believed.get(first.network)
+        if believed and (_flags(first.network), key) in believed:
+            traced.verdicts[key] = believed[_flags(first.network), key]
         if key not in traced.verdicts:
             probe = _probe(first, propagation, self._precision)
             found = _checked_bytes(first, probe, index, self._precision)
@@ -184,7 +197,20 @@ class _Graphs:
     """The graphs of networks, traced once for each mode they are in."""
 
     def __init__(self) -> None:
-        self._known: PerNetwork[dict[object, Traced]] = PerNetwork()
+        self._known: PerNetwork[dict[tuple[object, ...], Traced]] = PerNetwork()
+
+    def verdicts(self, network: nn.Module) -> dict[object, int]:
+        """What was noted of a network's graphs, by the modes that they were traced in."""
+        return {
+            (mode[0], key): verdict
+            for mode, traced in self._known.get(network, {}).items()
+            for key, verdict in traced.verdicts.items()
+        }
+
+    def forget_verdicts(self, network: nn.Module) -> None:
+        """Leaves a network's graphs as they were traced."""
+        for traced in self._known.get(network, {}).values():
+            traced.verdicts.clear()
 
     def base(self, first: Pass) -> BasePass:
         known = self._known.setdefault(first.network, {})
@@ -211,8 +237,11 @@ def _base(first: Pass, traced: Traced, *, rows: int | None = None) -> BasePass:
 
 
 def _mode(network: nn.Module) -> tuple[object, ...]:
-    flags = tuple(module.training for module in network.modules())
-    return (flags, tuple(id(p) for p in network.parameters()))
+    return (_flags(network), tuple(id(p) for p in network.parameters()))
+
+
+def _flags(network: nn.Module) -> tuple[bool, ...]:
+    return tuple(module.training for module in network.modules())
 
 
 def _probe(first: Pass, propagation: Propagation, precision: torch.dtype | None) -> Propagation:

@@ -27,7 +27,7 @@ __all__ = [
     "write_gradient",
 ]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from deepzero_apps.zeroth_order.differences import Engine, Evaluation, Head
 from deepzero_apps.zeroth_order.directions import Directions, Gaussian
-from deepzero_apps.zeroth_order.engines import Fastest
+from deepzero_apps.zeroth_order.engines import DifferencePropagation, Fastest
 from deepzero_apps.zeroth_order.estimators import Loss
 from deepzero_apps.zeroth_order.pieces import all_at_once
 from deepzero_apps.zeroth_order.randomness import generator_for
@@ -115,6 +115,16 @@ class Coordinates:
         redrawn = self.schedule is not None and self.schedule.redrawn(step)
         evaluation = self.engine.prepare(network, inputs, head)
         return _CoordinateWork(self, Weights(network), evaluation, support, redrawn=redrawn)
+
+    def checked(self, network: nn.Module) -> Mapping[object, int]:
+        """Tells what the engine's checks have found; see `Divisible`."""
+        engine = self.engine
+        return engine.checked(network) if isinstance(engine, DifferencePropagation) else {}
+
+    def believe(self, network: nn.Module, checked: Mapping[object, int]) -> None:
+        """Takes up what they found elsewhere; see `Divisible`."""
+        if isinstance(self.engine, DifferencePropagation):
+            self.engine.believe(network, checked)
 
 
 class _CoordinateWork:
@@ -197,6 +207,13 @@ class Randomized:
         """Makes the base pass; a piece is a direction."""
         evaluation = self.engine.prepare(network, inputs, head)
         return _DirectionWork(self, Weights(network), evaluation, step=step)
+
+    def checked(self, network: nn.Module) -> Mapping[object, int]:  # noqa: ARG002 - nothing is
+        """Tells nothing: whole networks are evaluated, as they are."""
+        return {}
+
+    def believe(self, network: nn.Module, checked: Mapping[object, int]) -> None:
+        """Has nothing to take up."""
 
     def direction(self, step: int, number: int, *, like: Tensor) -> Tensor:
         """Draws one direction of a step, of the shape, type and device of ``like``."""

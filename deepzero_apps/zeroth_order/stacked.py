@@ -92,6 +92,16 @@ class StackedRandomized:
         first = Pass(network, inputs)
         return _StackedWork(self, first, Copies(network, graph), head, step=step)
 
+    def checked(self, network: nn.Module) -> Mapping[object, int]:
+        """Tells which modes and shapes are stacked; see `Divisible`."""
+        return dict(self._known[network].verdicts) if network in self._known else {}
+
+    def believe(self, network: nn.Module, checked: Mapping[object, int]) -> None:
+        """Takes up which are; see `Divisible`."""
+        if network not in self._known:
+            self._known[network] = _Known(network)
+        self._known[network].verdicts = {key: bool(verdict) for key, verdict in checked.items()}
+
     def _trusted_graph(self, network: nn.Module, inputs: Tensor) -> fx.Graph | None:
         if network not in self._known:
             self._known[network] = _Known(network)

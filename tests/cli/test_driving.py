@@ -1,6 +1,7 @@
 """A training run in its folder: checkpoints, the best of them, who watches, how it goes on."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from deepzero_apps.cli.defend import DefendSettings
 from deepzero_apps.cli.settings import UNRECORDED, CommonSettings
 from deepzero_apps.cli.train import TrainSettings
 from deepzero_apps.runs import RunFolder
+from deepzero_apps.runs.tensorfile import save_file
+from deepzero_apps.runs.trees import Tree
 from tests.cli import processes
 
 TINY = ["--depth", "1", "--width", "2", "--batch", "100", "--estimator", "fo"]  # 10 steps an epoch
@@ -165,3 +168,24 @@ def test_a_function_that_leaves_the_program_is_told_of(
 
     assert code == 1
     assert "left the program (SystemExit: no more licenses)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("other", [{"step": 3}, [1, 2], "wider"])
+def test_a_whole_checkpoint_of_something_else_is_refused_in_one_line(
+    other: Tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "a", "--epochs", "1") == 0
+    checkpoint = tmp_path / "a" / "checkpoints" / "step-000000000010.safetensors"
+    if other == "wider":
+        assert train(tmp_path / "b", "--epochs", "1", "--width", "3") == 0
+        shutil.copy(tmp_path / "b" / "checkpoints" / checkpoint.name, checkpoint)
+    else:
+        save_file(checkpoint, other)
+    (tmp_path / "a" / "result.json").unlink()
+
+    assert train(tmp_path / "a", "--epochs", "1", "--resume") == 1
+
+    told = capsys.readouterr().err
+    assert "that of step 10" in told
+    assert "remove it" in told
+    assert told.count("\n") == 1

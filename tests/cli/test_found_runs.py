@@ -110,6 +110,12 @@ def test_outcomes_of_other_commands(
         {},
         {"rows": 3, "validation": None, "wanted": "x", "test_accuracy": "97", "steps": [1]},
         {"rows": [1, {}, {"mae": None, "acr": "x", "queries": True}], "queries": None},
+        {
+            "test_accuracy": 10**400,
+            "queries": 10**400,
+            "seconds": 1e308,
+            "rows": [{"queries": 10**400, "acr": 10**400, "mae": 10**400}],
+        },
     ],
 )
 def test_a_result_of_another_shape_is_no_crash(
@@ -209,6 +215,31 @@ def test_a_torn_last_row_is_left_out_and_a_long_file_is_not_read_whole(tmp_path:
     assert len(metrics_of(found)) == 3000
 
 
+def test_a_row_longer_than_the_end_that_is_read_is_read_whole(tmp_path: Path) -> None:
+    made(tmp_path)
+    row = {"step": 3, "loss": 0.25, "note": "x" * 100_000}
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    found = found_run(tmp_path)
+    assert found is not None
+    assert (found.state, found.steps, found.outcome) == ("interrupted", 3, "loss 0.25")
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "result.json"])
+def test_pipes_are_not_waited_for_and_devices_not_read_to_their_end(
+    name: str, tmp_path: Path
+) -> None:
+    for folder, put in (("pipe", os.mkfifo), ("device", lambda p: p.symlink_to("/dev/zero"))):
+        made(tmp_path / folder, result={"test_accuracy": 97.25})
+        (tmp_path / folder / name).unlink()
+        put(tmp_path / folder / name)
+
+    found = list(runs_below([tmp_path]))
+
+    assert [run.state for run in found] == ["damaged", "damaged"]
+    assert all(name in run.outcome and "pipe or a device" in run.outcome for run in found)
+
+
 def test_runs_are_found_at_any_depth_and_what_is_not_ours_is_not(tmp_path: Path) -> None:
     made(tmp_path / "b")
     made(tmp_path / "a" / "certificates")
@@ -234,6 +265,28 @@ def test_a_folder_that_cannot_be_read_is_no_crash(tmp_path: Path) -> None:
 
     assert found.state == "damaged"
     assert "result.json cannot be read" in found.outcome
+
+
+def test_a_folder_without_permission_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path / "mine")
+    made(tmp_path / "theirs")
+    stat = os.stat
+
+    def refusing(path: Any, **named: Any) -> os.stat_result:  # noqa: ANN401 - as os.stat
+        if "theirs/" in str(path):  # as without the right to search it, which root always has
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **named)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    found = {run.path.name: run for run in runs_below([tmp_path])}
+
+    assert {name: run.state for name, run in found.items()} == {
+        "mine": "interrupted",
+        "theirs": "damaged",
+    }
+    assert "Permission denied" in found["theirs"].outcome
 
 
 def test_a_clock_that_was_set_back_is_no_crash(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_the_settings_of_a_run_import_and_ask_nothing(
 @pytest.mark.usefixtures("stranger")
 def test_the_problem_of_a_run_is_not_imported(capsys: pytest.CaptureFixture[str]) -> None:
     Path("config.json").write_text(json.dumps({"problem": "trap_of_a_stranger:problem"}))
-    Path("result.json").write_text("{}")
+    Path("result.json").write_text('{"queries": 0, "seconds": 0}')
 
     assert main(["rollout", "--run", ".", "--out", "new"]) == 2
 
@@ -54,7 +54,7 @@ def test_the_problem_of_a_run_is_not_imported(capsys: pytest.CaptureFixture[str]
 @pytest.mark.usefixtures("stranger")
 def test_the_trap_is_a_live_one(capsys: pytest.CaptureFixture[str]) -> None:
     Path("config.json").write_text(json.dumps({"problem": "trap_of_a_stranger:problem"}))
-    Path("result.json").write_text("{}")
+    Path("result.json").write_text('{"queries": 0, "seconds": 0}')
 
     asked = ["--problem", "trap_of_a_stranger:problem", "--out", "new"]
     assert main(["rollout", "--run", ".", *asked]) == 2

@@ -60,6 +60,15 @@ def test_address_of_nobody_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_more_workers_than_a_machine_bears_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["train", "--out", str(tmp_path / "run"), "--workers", "99999"])
+
+    assert code == 2
+    assert "--workers must be at most" in " ".join(capsys.readouterr().err.split())
+
+
 def test_missing_ray_is_told_with_its_extra(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,7 +188,21 @@ def test_the_windows_learn_what_they_learn_from_the_whole_minibatch() -> None:
         found, exact = asking.credit.window(lag), plain.credit.window(lag)
         # ratios of means of about a hundred single-precision products
         torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)
-    assert asking.credit.state_dict()["updates"] == plain.credit.state_dict()["updates"] == 5
+    found, exact = asking.credit.state_dict(), plain.credit.state_dict()
+    assert found["updates"] == exact["updates"] == 5
+    for lag in ("1", "2"):  # the moments themselves, which a run without workers may continue
+        torch.testing.assert_close(
+            found["moments"][lag], exact["moments"][lag], rtol=1e-4, atol=1e-6
+        )
+
+
+def test_the_fit_is_that_of_the_whole_minibatch() -> None:
+    loop, plain, asking = loop_for(inside=True), windowed(), windowed()
+    gradients(plain, loop, 2)
+    gradients(Spread(asking, crew(windowed, 3, inside=True), queries_each=1), loop, 2)
+
+    # sums, which a run without workers may continue
+    assert asking.credit.state_dict()["fit"] == pytest.approx(plain.credit.state_dict()["fit"])
 
 
 def test_a_training_spends_what_it_would_alone_and_ends_where_it_would() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deepzero_apps.files import LineFile, append, lock
-from deepzero_apps.files.opening import open_plain
+from deepzero_apps.files.opening import open_plain, read_plain
 
 WRITERS = [lock, LineFile, lambda path: append(path, b"x\n"), lambda path: open_plain(path, "rb")]
 
@@ -55,3 +55,21 @@ def test_a_pipe_is_refused_and_not_waited_for(mode: str, tmp_path: Path) -> None
 def test_a_device_is_refused() -> None:
     with pytest.raises(OSError, match="pipe or a device"):
         open_plain(Path("/dev/null"), "rb")
+
+
+def test_a_link_is_read_and_what_is_no_file_is_not(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abcdef")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+
+    assert read_plain(tmp_path / "link") == b"abcdef"
+    assert (read_plain(tmp_path / "file", last=2), read_plain(tmp_path / "file", last=9)) == (
+        b"ef",
+        b"abcdef",
+    )
+    for name in ("zero", "pipe"):
+        with pytest.raises(OSError, match="pipe or a device"):
+            read_plain(tmp_path / name)
+    with pytest.raises(IsADirectoryError):
+        read_plain(tmp_path)

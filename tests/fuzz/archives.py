@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import onnx
 import torch
 from PIL import Image
 from safetensors.torch import save_file as save_weights
@@ -22,6 +23,7 @@ from torch import nn
 
 from deepzero_apps.runs import RunFolderError, load_file, save_file
 from deepzero_apps.smoothing.exported_files import program
+from deepzero_apps.smoothing.runtimes import OnnxClassifier
 from deepzero_apps.vision import adjustable_cnn, load_weights
 from deepzero_apps.vision.archives import npz
 from deepzero_apps.vision.folders import image_folder
@@ -158,6 +160,29 @@ def _read_program(data: bytes, _: Path) -> None:
         program(data, device=torch.device("cpu"), name="model")
 
 
+def _onnx() -> list[bytes]:
+    weight = np.ones((4, 2), dtype=np.float32)
+    nodes = [
+        onnx.helper.make_node("Flatten", ["x"], ["flat"]),
+        onnx.helper.make_node("MatMul", ["flat", "w"], ["y"]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "small",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 1, 2, 2])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 2])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+    return [bytes(model.SerializeToString())]
+
+
+def _read_onnx(data: bytes, folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(data)
+    OnnxClassifier(folder / "model.onnx", classes=2)
+
+
 def _json_parts(random: Random, data: bytes) -> bytes:
     """Changes the JSON of an exported program, or other parts."""
     return mutated_json(random, data) if data[:1] in b"{[" else mutated(random, data)
@@ -194,5 +219,6 @@ ENTRIES = [
     ("weights", _weights, _sealed, _read_weights, (ValueError, OSError), 20),
     ("torch.export programs", _exported, lambda r, d: mutated_zip(r, d, _json_parts), _read_program, (ValueError,), 3),
     ("TorchScript programs", _scripted, mutated_zip, _read_program, (ValueError,), 10),
+    ("ONNX models", _onnx, mutated, _read_onnx, (ValueError,), 10),
     ("answers of programs", _pipe_answers, mutated, _read_pipe, (SimulatorError,), 2),
 ]  # fmt: skip

@@ -67,6 +67,14 @@ def test_best_is_kept_until_a_better_one_comes(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["best.safetensors", name(7), name(8)]
 
 
+def test_best_of_one_process_stays_until_a_better_one_comes(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step, score in enumerate((0.25, 0.75, 0.5)):
+        checkpoints.save(step, None, score=score)
+
+    assert checkpoints.load_best() == (1, 0.75, None)
+
+
 def test_score_of_minus_infinity_is_better_than_none_and_nan_is_not(tmp_path: Path) -> None:
     Checkpoints(tmp_path).save(1, None, score=math.nan)
     assert Checkpoints(tmp_path).load_best() is None

@@ -99,6 +99,14 @@ def test_a_tracker_that_cannot_be_made_stops_nothing(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).result() == {"accuracy": 1.5}
 
 
+def test_a_failure_repeats_no_credentials(tmp_path: Path) -> None:
+    def make() -> Noted:
+        raise ConnectionError("no answer from http://user:pass@host:5000/api")
+
+    with pytest.warns(UserWarning, match="no answer from http://host:5000/api"):
+        ran(tmp_path, Trackers({"server": make}))
+
+
 def test_nothing_is_made_for_a_run_that_does_nothing(tmp_path: Path) -> None:
     made: list[Noted] = []
 

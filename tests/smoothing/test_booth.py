@@ -41,6 +41,19 @@ def sent(classifier: Adapter = CLASSIFIER, **other: object) -> Shared:
     return LocalPool(1).share(replace(held, **other))  # type: ignore[arg-type, return-value]
 
 
+class Told(Adapter):
+    """Answers of how many copies it was told that it is one, as a class."""
+
+    classes, name, fingerprint, copies = 5, "told", "t", 0
+
+    def become_one_of(self, copies: int, *, threads: int) -> None:
+        assert threads == torch.get_num_threads()
+        self.copies = copies
+
+    def _answer(self, images: Tensor) -> Tensor:
+        return torch.full((len(images),), self.copies)
+
+
 class Charging(Adapter):
     """Charges one repetition for each image."""
 
@@ -66,6 +79,27 @@ def test_counts_are_of_the_noisy_copies_that_were_asked_for() -> None:
         ones = int((sums > 2).sum())
         assert isinstance(found.answer, np.ndarray)
         assert found.answer[place].tolist() == [0, part.rows - ones, ones]
+
+
+def test_a_booth_that_was_asked_for_others_counts_as_a_new_one() -> None:
+    pool, asked = LocalPool(1), Booth("no such folder")
+    dark, bright = (np.full((1, 1, 2, 2), level, dtype=np.float32) for level in (0.0, 1.0))
+    call, held = (Stretch(0, 1, 0, 50),), sent()
+    shared = [pool.share(dark), pool.share(bright)]
+    noisy = [Noisy(images, SETTINGS) for images in shared]  # type: ignore[arg-type]
+    noisy.append(replace(noisy[1], settings=replace(SETTINGS, sigma=2.0)))
+
+    found = [asked.count(held, one, call, None).answer.tolist() for one in noisy]  # type: ignore[union-attr]
+
+    fresh = [Booth("no such folder").count(held, one, call, None).answer for one in noisy]
+    assert found == [answer.tolist() for answer in fresh]  # type: ignore[union-attr]
+    assert found[0] != found[1] != found[2]
+
+
+def test_a_classifier_is_told_how_many_there_are() -> None:
+    reply = Booth("no such folder").answer(sent(Told()), torch.rand(3, 1, 2, 2), None)
+
+    assert reply.answer.tolist() == [2, 2, 2]  # type: ignore[union-attr]
 
 
 def test_repetitions_come_back_beside_the_answer() -> None:

@@ -154,6 +154,17 @@ def test_with_a_budget_all_images_advance_together() -> None:
     assert {c.asked for c in found if c.stop == "budget"} <= set(range(20 + 32, 20 + 128))
 
 
+def test_the_end_of_a_budget_is_a_look_at_all_votes() -> None:
+    settings = settings_of("anytime", n=10_000)
+    always = Failing(brightest=float("inf"))  # class 0, and the more votes, the larger the bound
+
+    for classifier in (always, spread(3, always)):
+        found = certified(classifier, settings, meter=Meter(9 * 20 + 9 * 45))
+
+        assert sum(c.votes for c in found) == 9 * 45
+        assert all(c.votes == c.asked - 20 and c.stop == "budget" for c in found)
+
+
 @pytest.mark.parametrize("first", [1, 3])
 def test_a_run_is_continued_by_any_number_of_workers(tmp_path: Path, first: int) -> None:
     settings = settings_of("decide")
@@ -210,9 +221,26 @@ def test_repetitions_are_charged(tmp_path: Path, budget: int | None) -> None:
         assert meter.spent == votes.spent
         if budget is None:
             assert votes.spent == sent
+            assert votes.unanswered == 0  # repetitions went into votes, too
         else:  # what was advanced for repetitions may be left, of two calls a worker
             assert sent <= votes.spent <= min(budget, sent + 2 * workers * 3 * 48)
             assert votes.spent > 0.9 * budget or workers > 1
+
+
+def test_what_a_dead_worker_may_have_repeated_is_charged_without_a_budget_too(
+    tmp_path: Path,
+) -> None:
+    settings, service = settings_of("fixed"), Repeating()
+    for seed in range(5):
+        TOLD.clear()
+        with VoteLog(tmp_path / str(seed), settings, source_of(service)) as log:
+            classifier = spread(2, service, seed=seed, deaths=6)
+            certified(classifier, settings, meter=Ledger(log), log=log)
+
+        votes = read_votes(tmp_path / str(seed))
+        assert votes.spent >= sum(TOLD)
+        assert 0 < votes.unanswered <= 6 * 48 * (1 + 3)
+        assert votes.unanswered % (1 + 3) == 0  # three repetitions of each
 
 
 def test_repetitions_do_not_end_a_run_that_the_budget_covers() -> None:
@@ -309,14 +337,16 @@ def test_images_pay_for_their_repetitions(budget: int | None) -> None:
     assert torch.equal(answer, Repeating()(batch))
 
 
-def test_images_whose_repetitions_are_not_covered_are_refused() -> None:
+@pytest.mark.parametrize("budget", [5, 12, 100])  # pieces of 8 images ask for 24 each
+def test_images_whose_repetitions_are_not_covered_are_refused(budget: int) -> None:
     classifier = spread(2, Repeating())
-    classifier.meter = Meter(5)
+    classifier.meter = Meter(budget)
+    TOLD.clear()
 
     with pytest.raises(BudgetExhausted, match="the budget of"):
         classifier(torch.full((40, 1, 2, 2), 0.051))
 
-    assert classifier.meter.spent <= 5
+    assert sum(TOLD) - 40 == classifier.meter.spent <= budget
 
 
 def test_an_error_of_the_classifier_is_that_of_the_workers() -> None:
@@ -364,8 +394,10 @@ def test_noise_of_another_kind_of_device_is_refused() -> None:
 
 def test_what_stands_for_the_classifier_describes_it_as_it_is() -> None:
     service = Repeating()
+    service.meter = Meter()
     held = spread(2, service)
 
+    assert service.meter == Meter()  # it was sent without, and has it again
     assert (held.classes, held.may_lose, held.repeats) == (2, True, 3)
     assert held.fingerprint == service.fingerprint
     assert held.largest_call == service.largest_call

@@ -66,6 +66,7 @@ def test_error_of_a_worker_comes_out_as_it_is(pool: Pool) -> None:
 
 
 def test_abandoned_calls_answer_nobody(pool: Pool) -> None:
+    list(pool.ask("double", [(1,)]))  # somebody is there, and at work when it is abandoned
     for _ in range(6):
         pool.put("slowly", 9.0, 0.1)
     pool.abandon()

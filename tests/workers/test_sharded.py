@@ -96,6 +96,9 @@ class Several:
             for case, (gradient, network) in CASES.items()
         }
 
+    def begin(self, case: str, step: int, state: Shared) -> None:
+        self._measurers[case].begin(step, state)
+
     def measure(
         self, case: str, step: int, state: Shared, pieces: Sequence[int]
     ) -> tuple[Tensor, dict[int, float]]:
@@ -106,8 +109,11 @@ class Chosen:
     """A pool, asked of one case."""
 
     def __init__(self, pool: Pool, case: str) -> None:
-        self.count, self.share = pool.count, pool.share
+        self.count, self.share, self.abandon = pool.count, pool.share, pool.abandon
         self._pool, self._case = pool, case
+
+    def put(self, method: str, *arguments: object) -> int:
+        return self._pool.put(method, self._case, *arguments)
 
     def ask(self, method: str, calls: Sequence[Sequence[object]]) -> Iterator[tuple[int, Any]]:
         return self._pool.ask(method, [(self._case, *arguments) for arguments in calls])
@@ -130,6 +136,64 @@ def test_gradients_of_workers_have_the_bits_of_none(pool: Pool, case: str) -> No
     assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
     assert torch.equal(ended, arrived)
     assert any(g.any() for g in here)
+
+
+class Bent(nn.Module):
+    """At first its bend is out of the reach of a move by one, later it is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = generator_for(0, "weights")
+        self.fc, self.out = nn.Linear(64, 6), nn.Linear(6, 4)
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.empty_like(p).uniform_(-0.1, 0.1, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x.flatten(1))
+        bent: Tensor = self.out(y * (y > -4.0))
+        return bent
+
+
+class Newcomers:
+    """Workers in this process, a new one for every call."""
+
+    count = 2
+
+    def __init__(self, network: type[nn.Module]) -> None:
+        self._network, self._shared = network, 0
+
+    def share(self, value: object) -> Shared:
+        self._shared += 1
+        shared = Shared(self._shared, ())
+        object.__setattr__(shared, "value", lambda: value)
+        return shared
+
+    def put(self, method: str, *arguments: object) -> int:  # noqa: ARG002 - nobody begins ahead
+        return 0
+
+    def abandon(self, numbers: Sequence[int]) -> None:
+        pass
+
+    def ask(self, method: str, calls: Sequence[Sequence[Any]]) -> Iterator[tuple[int, Any]]:
+        for place, arguments in enumerate(calls):
+            network = self._network().float().train()
+            worker = Measurer(network, Coordinates(mu=1e-3), batch)
+            with torch.random.fork_rng():
+                yield place, getattr(worker, method)(*arguments)
+
+
+def test_worker_that_comes_later_sees_the_network_as_the_one_who_asks() -> None:
+    here, there = Bent().float(), Bent().float()
+    plain, sharded = Coordinates(mu=1e-3), Sharded(Coordinates(mu=1e-3), Newcomers(Bent))  # type: ignore[arg-type]
+    for step in range(2):
+        plain(here, *batch(step), step=step)
+        sharded(there, *batch(step), step=step)
+
+        assert torch.equal(read_gradient(Weights(there)), read_gradient(Weights(here)))
+        with torch.no_grad():
+            here.fc.bias -= 3.9
+            there.fc.bias -= 3.9
 
 
 def test_snapshot_restores_weights_buffers_modes_and_generators() -> None:

@@ -250,7 +250,21 @@ def test_pooling_that_leaves_a_margin_is_no_average_of_all() -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
-def test_a_move_that_changes_a_place_runs_whole_even_after_the_check() -> None:
+def test_moves_of_a_parameter_share_passes() -> None:
+    network, x = nn.Sequential(nn.Flatten(), nn.Linear(128, 3)), images().flatten(1)[:, :128]
+    coordinates = torch.arange(0, 387, 2)
+
+    together = DifferencePropagation().prepare(network, x, head).passes(coordinates)
+    alone = Sequential().prepare(network, x, head).passes(coordinates)
+
+    assert [(index, len(places)) for index, places in together] == [(0, 192), (1, 2)]
+    assert [(index, places.tolist()) for index, places in alone] == [
+        (0 if place < 192 else 1, [place]) for place in range(194)
+    ]
+
+
+@pytest.mark.parametrize("budget", [None, 1])  # one pass, or one for each move
+def test_a_move_that_changes_a_place_runs_whole_even_after_the_check(budget: int | None) -> None:
     class Above(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -262,7 +276,7 @@ def test_a_move_that_changes_a_place_runs_whole_even_after_the_check() -> None:
 
     network, x = Above(), images()
     expected = Sequential().prepare(network, x, head).differences(torch.arange(48), mu=60.0)
-    evaluation = DifferencePropagation().prepare(network, x, head)
+    evaluation = DifferencePropagation(budget).prepare(network, x, head)
 
     with pytest.warns(SlowEngineWarning, match="changes and is no number"):
         got = evaluation.differences(torch.arange(48), mu=60.0)

@@ -82,6 +82,15 @@ def test_randomized_is_within_five_standard_errors() -> None:
     assert ((estimate - exact).abs() < 5 * error + 1e-3).all()
 
 
+def test_directions_are_others_in_every_step_and_number() -> None:
+    plain, like = Randomized(mu=1e-3, q=2), torch.empty(500)
+    drawn = [plain.direction(step, number, like=like) for step, number in ((0, 0), (0, 1), (1, 0))]
+
+    # correlations of independent Gaussian numbers: 1/sqrt(500) = .045, times 4
+    assert (torch.corrcoef(torch.stack(drawn)) - torch.eye(3)).abs().max() < 0.18
+    assert not torch.equal(flat_gradient(plain, step=0), flat_gradient(plain, step=1))
+
+
 @pytest.mark.parametrize(
     ("gradient", "cost"),
     [

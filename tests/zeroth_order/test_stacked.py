@@ -41,6 +41,20 @@ def test_stacked_copies_give_the_plain_estimate(
     torch.testing.assert_close(stacked, gradient_of(network, plain, x), **CLOSE)
 
 
+def test_what_was_checked_is_believed_in_place_of_a_check() -> None:
+    network, x = adjustable_cnn(2, width=4), torch.rand(6, 3, 8, 8)
+    first, second = (StackedRandomized(Randomized(mu=1e-3, q=7), copies=3) for _ in range(2))
+    gradient_of(network, first, x)
+    (key,) = first.checked(network)
+
+    second.believe(network, {key: False})
+    alone = second.begin(network, x, head, step=0).lengths
+    second.believe(network, first.checked(network))
+
+    assert alone == [1] * 7
+    assert second.begin(network, x, head, step=0).lengths == [3, 3, 1]
+
+
 def test_strides_groups_fixed_weights_and_shared_linear_layers_are_stacked() -> None:
     convolutions = nn.Sequential(
         nn.BatchNorm2d(2),

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
@@ -110,7 +111,7 @@ def server_of(app: FastAPI, worker: Worker, *, grace: float) -> uvicorn.Server:
 
 
 class _Impatient(H11Protocol):
-    """Hangs up on who does not finish the headers of a request in time."""
+    """Hangs up on who does not finish a request's headers, or a body that was refused, in time."""
 
     _ending: asyncio.TimerHandle | None = None
 
@@ -120,20 +121,25 @@ class _Impatient(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        cycle: RequestResponseCycle | None = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            self._relax()
-        else:
-            self._hurry()
+        self._judge()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.cycle.response_complete and self.conn.trailing_data[0]:
-            self._hurry()  # the next request has begun already, and is not whole
+        self._judge()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._relax()
         super().connection_lost(exc)
+
+    def _judge(self) -> None:
+        """Hurries whoever has begun something that nobody here works on; lets others be."""
+        cycle: RequestResponseCycle | None = self.cycle
+        working = cycle is not None and not cycle.response_complete
+        between = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        if not working and not between:
+            self._hurry()
+        elif cycle is not None:
+            self._relax()
 
     def _hurry(self) -> None:
         if self._ending is None and not self.transport.is_closing():

@@ -81,6 +81,30 @@ def test_after_an_answer_the_same_holds(port: int) -> None:
         assert time.monotonic() - started < 5
 
 
+def test_a_refused_body_that_does_not_end_is_not_waited_for(port: int) -> None:
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 99999"
+
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(head + b"\r\n\r\nyyy")
+        started = time.monotonic()
+        said = b""
+        while part := client.recv(65_536):
+            said += part
+        assert time.monotonic() - started < 5
+    assert said.startswith(b"HTTP/1.1 415")
+
+
+def test_after_a_refused_body_that_ended_there_is_time_to_ask_again(port: int) -> None:
+    def from_where(response: httpx.Response) -> object:
+        return response.extensions["network_stream"].get_extra_info("client_addr")
+
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        refused = client.post("/v1/predict", content=b"y" * 3_000_000)
+        assert refused.status_code == 415
+        time.sleep(2 * PATIENCE)
+        assert from_where(client.get("/v2/health/live")) == from_where(refused)
+
+
 def test_headers_beyond_their_limit_are_refused(port: int) -> None:
     said, _ = held(port, b"GET / HTTP/1.1\r\nX: " + b"y" * 70_000)
 

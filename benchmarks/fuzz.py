@@ -6,7 +6,7 @@ r"""Feeds broken files to every reader of what a stranger may have written.
 Valid files are broken with their structure in mind (``tests/fuzz/mutations.py``): bits, cuts,
 splices, values of other types, huge numbers, deep nesting, bytes that are no text. Each reader may
 refuse with the errors that it documents (``tests/fuzz/readers.py``). A *fault* is any other error,
-an input that takes more than five seconds, or one that needs more than 8 GiB. Inputs follow from the
+an input that takes more than five seconds of the processor or a minute, or one that needs more than 8 GiB. Inputs follow from the
 seed alone: ``--only NAME --seed S --first I --inputs 1`` makes one again. The first input of each
 fault is kept below ``--keep``; it belongs into ``tests/fuzz/corpus``.
 
@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from random import Random
-from signal import ITIMER_REAL, SIGALRM, setitimer, signal
+from signal import ITIMER_PROF, ITIMER_REAL, SIGALRM, SIGPROF, setitimer, signal
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 if TYPE_CHECKING:
     from tests.fuzz.readers import Reader
 
-SECONDS, BYTES = 5, 8 * 2**30
+SECONDS, LONGEST, BYTES = 5, 60, 8 * 2**30
 PYTHON = ("service answers", "requests to serve", "logs of the field", "run folders", "votes")
 
 
@@ -127,7 +127,7 @@ def _fuzzed(reader: "Reader", numbers: range, options: argparse.Namespace) -> di
 def _tried(reader: "Reader", content: bytes, folder: Path) -> tuple[bool, str | None]:
     """Whether an input was accepted, and what went wrong."""
     try:
-        with _within(SECONDS):
+        with _within(ITIMER_PROF, SECONDS), _within(ITIMER_REAL, LONGEST):
             return reader.accepts(content, folder), None
     except KeyboardInterrupt:
         raise
@@ -139,17 +139,18 @@ def _tried(reader: "Reader", content: bytes, folder: Path) -> tuple[bool, str | 
 
 
 @contextmanager
-def _within(seconds: int) -> Iterator[None]:
+def _within(clock: int, seconds: int) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise Hang(f"more than {seconds} s")
 
-    before = signal(SIGALRM, stop)
-    setitimer(ITIMER_REAL, seconds)
+    number = SIGALRM if clock == ITIMER_REAL else SIGPROF
+    before = signal(number, stop)
+    setitimer(clock, seconds)
     try:
         yield
     finally:
-        setitimer(ITIMER_REAL, 0)
-        signal(SIGALRM, before)
+        setitimer(clock, 0)
+        signal(number, before)
 
 
 def _keep(reader: "Reader", content: bytes, keep: Path) -> None:

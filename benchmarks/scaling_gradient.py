@@ -43,7 +43,7 @@ NETWORKS = {
 }
 """Network, shape of the batch, weights that a step moves."""
 
-CALLS = {"resnet20": (1, 4, 16), "small-cnn": (1, 2, 4, 16, 64)}
+CALLS = {"resnet20": (1, 4), "small-cnn": (1, 2, 4, 16, 64)}
 """Calls a worker that a step is cut into."""
 
 

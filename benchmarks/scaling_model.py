@@ -140,7 +140,8 @@ def predicted(fit: Fit, job: str, workers: int, calls: int) -> Row:
     straggling = simulated(workers, all_calls, seed=0)
     driver = fit["fixed"] + fit["base"] + fit["driver"] * all_calls
     moved = fit["state_bytes"] * (machines - 1)
-    total = driver + work / workers * straggling + fit["latency"] * calls + moved / BANDWIDTH
+    waits = fit["latency"] * -(-all_calls // workers)
+    total = driver + work / workers * straggling + waits + moved / BANDWIDTH
     alone = fit["base"] + work
     return Row(
         job=job,

@@ -32,10 +32,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """
     try:
         content = _parsed(_text(path), json_file=path.suffix == ".json")
+        json.dumps(content, ensure_ascii=False, default=str, skipkeys=True).encode()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(f"cannot read {path}: not UTF-8") from None
+    except UnicodeEncodeError:  # an escape such as \ud800, half of a character
+        raise ValueError(f"{path} must hold text of whole characters") from None
     except _Unfit as error:
         raise ValueError(f"{path} {error}") from None
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):

@@ -30,6 +30,8 @@ from deepzero_apps.smoothing.certificates import Certificate, difference
 from deepzero_apps.smoothing.rules import Bound, Estimation, Looks, Rule, Whole, rule_of
 from deepzero_apps.smoothing.vote_log import Entry, VoteLog, VoteLogError, Votes, read_votes
 
+_MOST_CLASSES = 1_000_000
+
 
 def recertify(votes: Votes, settings: Settings) -> list[Certificate]:
     """Makes certificates of votes at other settings.
@@ -46,6 +48,10 @@ def recertify(votes: Votes, settings: Settings) -> list[Certificate]:
         ValueError: If the votes cannot tell what is wanted, or not soundly.
     """
     _refuse_unsound(votes.settings, settings)
+    if votes.source.classes > _MOST_CLASSES:  # each image takes memory for all of them
+        raise ValueError(
+            f"votes must be of at most {_MOST_CLASSES:,} classes, got {votes.source.classes:,}"
+        )
     rule = _Offline(votes.settings, settings)
     return [
         certificate

@@ -127,8 +127,10 @@ class Sharded:
         """Writes ``.grad`` of the trainable parameters and returns what it saw."""
         state = self._shared(network, inputs.device)
         begun = [self.pool.put("begin", step, state) for _ in range(self.pool.count)]
-        work = self.plain.begin(network, inputs, head, step=step)  # all base passes side by side
-        self.pool.abandon(begun)
+        try:  # all base passes side by side
+            work = self.plain.begin(network, inputs, head, step=step)
+        finally:
+            self.pool.abandon(begun)
         groups = self._groups(work.kinds)
         measured: list[Tensor | None] = [None] * len(work.kinds)
         asked = self.pool.ask("measure", [(step, state, group) for group in groups])

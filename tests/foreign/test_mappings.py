@@ -47,6 +47,8 @@ def test_both_forms_give_the_same(tmp_path: Path) -> None:
         ("a.json", "[" * 100_000, "nested too deeply"),
         ("a.json", '{"a": ' + "9" * 5000 + "}", "a value cannot be read"),
         ("a.yaml", "1: 2", "must hold a mapping of fields"),
+        ("a.json", '{"a": ["\\ud800"]}', "whole characters"),
+        ("a.yaml", 'a: {"\\udfff": 1}', "whole characters"),
         ("a.yaml", b"\xff\xfe", "not UTF-8"),
         ("a.yaml", b"a: \x00", "is no YAML"),
         ("a.json", " " * (LARGEST + 1), "at most 262,144 bytes"),

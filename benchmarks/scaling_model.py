@@ -18,8 +18,9 @@ A step of W workers, each asked c times, takes
   is slow.
 
 A call has one pass at least: where there are fewer passes than c W, there are as many calls as passes.
-:math:`t_0, t_b, C` are measured; l and o are fitted to the measured steps by nonnegative least squares, and
-are at least what a call without work was measured to take.
+:math:`t_0, t_b, C` are measured; l and o are fitted by nonnegative least squares to the steps of the small
+network, in which calls show, and are at least what a call without work was measured to take. The steps of
+the other one then tell how far the model is off (``worst``, of the time of a step).
 The simulation gives each worker a constant speed (log-normal, sigma .1; one in twenty at half speed) and one call in
 a hundred takes five times as long (another tenant, a page fault storm, a retry after a death).
 """
@@ -29,8 +30,8 @@ import json
 from collections.abc import Sequence
 from heapq import heapify, heapreplace
 from pathlib import Path
-from statistics import mean
-from typing import TypedDict
+from statistics import mean, median
+from typing import Any, TypedDict
 
 import matplotlib as mpl
 import numpy as np
@@ -43,6 +44,10 @@ from scipy.optimize import nnls
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
+Measured = dict[str, Any]
+"""What scaling_gradient.py has written."""
+
+SMALL = "small-cnn"
 WORKERS = (8, 64, 512)
 WORKERS_A_MACHINE = 16
 BANDWIDTH = 1e9
@@ -88,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--figure", type=Path, help="where to draw the efficiency")
     options = parser.parse_args(argv)
     measured = json.loads(options.measured.read_text(encoding="utf-8"))
-    fits = {name: fitted(measured, name) for name in measured["parts"]}
+    fits = fitted(measured)
     rows = [
         predicted(fits["resnet20"], job, workers, calls)
         for job in QUERIES
@@ -106,30 +111,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def fitted(measured: dict[str, dict[str, dict[str, float]]], name: str) -> Fit:
-    """Fits the two constants of (1) that are not measured by themselves."""
-    parts = measured["parts"][name]
-    steps = [row for row in measured["steps"] if row["network"] == name]  # type: ignore[index]
+def fitted(measured: Measured) -> dict[str, Fit]:
+    """Fits the two constants of (1) that are not measured by themselves, and judges the fit."""
+    latency, driver = _of_calls(measured)
+    fits = {}
+    for name, parts in measured["parts"].items():
+        known, unknown, times, work = _rest(measured, name)
+        off = np.array(known) - np.array(unknown) @ np.array([latency, driver])
+        fits[name] = Fit(
+            fixed=parts["snapshot"] + parts["share"] + parts["assembly"],
+            base=parts["base_pass"],
+            query=work / _steps(measured, name)[0]["queries"],
+            latency=latency,
+            driver=driver,
+            state_bytes=parts["state_bytes"],
+            worst=float(np.abs(off / np.array(times)).max()),
+        )
+    return fits
+
+
+def _of_calls(measured: Measured) -> tuple[float, float]:
+    parts = measured["parts"][SMALL]
+    known, unknown, _, _ = _rest(measured, SMALL)
+    (latency, driver), _ = nnls(np.array(unknown), np.array(known))
+    wait = parts["call"] - parts["call_work"]
+    return max(float(latency), wait), max(float(driver), parts["call_work"])
+
+
+def _rest(
+    measured: Measured, name: str
+) -> tuple[list[float], list[list[float]], list[float], float]:
+    """What steps took beyond what is known, l and o's factors in it, the times, and C."""
+    parts, steps = measured["parts"][name], _steps(measured, name)
     fixed = parts["snapshot"] + parts["share"] + parts["assembly"]
-    base = parts["base_pass"]
-    work = mean(row["here"] for row in steps) - base - parts["assembly"]  # type: ignore[index]
-    known, unknown = [], []
+    work = median(row["here"] for row in steps) - parts["base_pass"] - parts["assembly"]
+    known, unknown, times = [], [], []
     for row in steps:
         for workers, key in ((1, "one"), (2, "two")):
-            known.append(row[key] - fixed - base - work / workers)  # type: ignore[index]
-            unknown.append([row["calls"], row["calls"] * workers])  # type: ignore[index]
-    (latency, driver), _ = nnls(np.array(unknown), np.array(known))
-    residuals = np.array(known) - np.array(unknown) @ np.array([latency, driver])
-    times = [row[key] for row in steps for key in ("one", "two")]  # type: ignore[index]
-    return Fit(
-        fixed=fixed,
-        base=base,
-        query=work / steps[0]["queries"],  # type: ignore[index]
-        latency=max(float(latency), parts["call"] - parts["call_work"]),
-        driver=max(float(driver), parts["call_work"]),
-        state_bytes=parts["state_bytes"],
-        worst=float(np.abs(residuals / np.array(times)).max()),
-    )
+            times.append(row[key])
+            known.append(row[key] - fixed - parts["base_pass"] - work / workers)
+            unknown.append([row["calls"], row["calls"] * workers])
+    return known, unknown, times, work
+
+
+def _steps(measured: Measured, name: str) -> list[dict[str, float]]:
+    return [row for row in measured["steps"] if row["network"] == name]
 
 
 def predicted(fit: Fit, job: str, workers: int, calls: int) -> Row:
@@ -208,7 +234,7 @@ def table(rows: Sequence[Row]) -> Table:
     return laid
 
 
-def draw(fit: Fit, measured: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+def draw(fit: Fit, measured: Measured, path: Path) -> None:
     """Draws efficiency against workers, and what was measured."""
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     counts = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
@@ -217,10 +243,10 @@ def draw(fit: Fit, measured: dict[str, dict[str, dict[str, float]]], path: Path)
             shares = [100 * predicted(fit, job, n, calls)["efficiency"] for n in counts]
             label = f"{job}, {calls} call{'s' if calls > 1 else ''} a worker"
             axes.plot(counts, shares, style, color=color, label=label)
-    steps = [row for row in measured["steps"] if row["network"] == "resnet20"]  # type: ignore[index]
+    steps = _steps(measured, "resnet20")
     for workers, key in ((1, "one"), (2, "two")):
-        points = [100 * row["here"] / row[key] / workers for row in steps]  # type: ignore[index]
-        label = "measured (resnet20, 270 queries)" if workers == 1 else None
+        points = [100 * row["here"] / row[key] / workers for row in steps]
+        label = f"measured (resnet20, {steps[0]['queries']} queries)" if workers == 1 else None
         axes.plot([workers] * len(points), points, "k.", label=label)
     axes.set(xscale="log", xlabel="workers", ylabel="efficiency (%)", ylim=(0, 110))
     axes.set_xticks(counts, [str(n) for n in counts])

@@ -1,12 +1,13 @@
 """The command line: verbs, flags made from settings, and errors as exit codes.
 
-Exit codes: 0 done, 1 ran and failed, 2 misuse (nothing was written), 130 interrupted.
+Exit codes: 0 done, 1 ran and failed, 2 misuse (nothing was written), 130 interrupted, 143 terminated.
 """
 
 __all__ = ["main"]
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -102,6 +103,11 @@ def _ended(run: Callable[[Any], int], settings: PlainSettings, verb: str) -> int
     except SystemExit as stop:  # nothing of ours leaves so, but rich does
         if isinstance(stop.__context__, BrokenPipeError):
             return _unheard()
+        if (
+            stop.code == signal.SIGTERM and "ray" in sys.modules
+        ):  # Ray leaves so when it is told to
+            console().print(f"terminated{_way_on(settings)}", markup=False)
+            return 128 + signal.SIGTERM
         console().print(
             f"error: a function that was asked left the program (SystemExit: {stop}); it must "
             "return or raise an error",

@@ -95,7 +95,8 @@ def test_the_parts_of_a_comparison_are_runs_that_certify_continues(
     centroids: str, asked: Callable[[], int], tmp_path: Path
 ) -> None:
     assert (
-        compare("run", "--classifier", centroids, "--methods", "none", "mse", "--workers", "1") == 0
+        compare("run", "--classifier", centroids, "--methods", "none", "mse", "--workers", "1")
+        == 0
     )
     queries = asked()
     votes = ["--images", "3", "--n", "40", "--n0", "5", "--classifier", centroids]

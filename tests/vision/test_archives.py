@@ -73,7 +73,10 @@ def test_a_test_archive_is_kept_whole_and_may_hold_the_largest_label(tmp_path: P
         ({"labels": np.arange(10), "classes": np.array(["a"])}, r"into the 1 classes, got 9"),
         ({"labels": np.full(10, 2**63, np.uint64)}, r"within .* got 9223372036854775808 to"),
         ({"classes": np.zeros((2, 2))}, r"classes must be a list of names, got float64"),
-        ({"images": np.array([None] * 10)}, r"archive of plain arrays, got .*a plain array, got objects"),
+        (
+            {"images": np.array([None] * 10)},
+            r"archive of plain arrays, got .*a plain array, got objects",
+        ),
     ],
 )
 def test_unfit_arrays_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

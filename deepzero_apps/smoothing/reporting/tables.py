@@ -126,7 +126,9 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     if len(rows) == 0:
         raise ValueError("rows must hold at least one row, got none")
     radii = list(rows[0]["certified_accuracy"])
-    result = Table(title=escape(printable(title or "")), box=SIMPLE, collapse_padding=True, pad_edge=False)
+    result = Table(
+        title=escape(printable(title or "")), box=SIMPLE, collapse_padding=True, pad_edge=False
+    )
     result.add_column("method", no_wrap=True)
     for name in (
         *(f"r={float(r):g}" for r in radii),

@@ -260,6 +260,15 @@ def test_a_killed_run_asks_nothing_twice_and_ends_in_the_same_certificates(
     assert run == whole
 
 
+def settled(count: Callable[[], int], *, seconds: float = 4.0) -> int:
+    """Waits until a count has not grown for a while."""
+    before = -1
+    while (now := count()) != before:
+        before = now
+        time.sleep(seconds)
+    return now
+
+
 def test_workers_ask_what_one_process_asks(centroids: str, asked: Callable[[], int]) -> None:
     flags = ["--classifier", centroids, "--n", "500", "--rows", "64"]
     assert certify("--out", "whole", *flags) == 0
@@ -288,8 +297,7 @@ def test_a_run_with_workers_is_stopped_and_continued_without(
 
     assert code == (130 if by is signal.SIGINT else -by)
     assert by is signal.SIGKILL or "--resume" in said
-    time.sleep(3)  # workers notice within moments that nobody asks them any more
-    sent = asked()
+    sent = settled(asked)  # workers notice within moments that nobody asks them any more
     assert 0 <= read_votes(log).spent - sent <= 4 * 50  # noted, and cut off before it was asked
     assert main([*run, "--resume"]) == 0
     assert read_votes(log).unanswered <= 4 * 50

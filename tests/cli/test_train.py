@@ -148,7 +148,7 @@ def test_the_settings_of_a_run_start_an_equal_run(tmp_path: Path) -> None:
         ("epoch: 3", "--config must hold fields of this command, got epoch"),
         ("epochs: many", "--config: field epochs: .* got 'many'"),
         ("epochs: 0", "--epochs: Input should be greater than or equal to 1, got 0"),
-        ("- 3", "--config must hold a mapping of fields, got list"),
+        ("- 3", r"--config must name a readable .* must hold a mapping of fields, got list"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(

@@ -2,6 +2,7 @@
 
 __all__ = ["damaged", "full", "locked", "read_only"]
 
+import ctypes
 import os
 import random
 import resource
@@ -15,6 +16,12 @@ from pathlib import Path
 from benchmarks.faults_kills import interrupted
 from benchmarks.faults_outcomes import Row, Setting
 from benchmarks.faults_subjects import child, prepared, waited
+
+_CAPABILITIES = 0x20080522
+"""The version of the kernel's interface."""
+
+_OVERRIDE = 0b110
+"""CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
 
 
 def damaged(setting: Setting, row: Row, faults: int) -> None:
@@ -140,7 +147,7 @@ def read_only(setting: Setting, row: Row, faults: int) -> None:
             before = _contents(place / "run")
             row.note("read-only tmpfs" if mounted else "no right to write")
             _write_protect(place, mounted=mounted, on=True)
-            arm = (lambda: None) if mounted else _nobody
+            arm = (lambda: None) if mounted else _powerless
             code = waited(child(setting.subject, place, resume=True, said=said, arm=arm))
             _write_protect(place, mounted=mounted, on=False)
             row.faults += 1
@@ -163,10 +170,17 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def _nobody() -> None:
-    if os.getuid() == 0:  # who may write anywhere
-        os.setgid(65534)
-        os.setuid(65534)
+def _powerless() -> None:
+    """Takes root's power to write where rights forbid it; it keeps what it owns and may read."""
+    if os.getuid() != 0:
+        return
+    libc, header = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(_CAPABILITIES, 0)
+    data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; low words, high words
+    libc.capget(header, data)
+    for word in range(3):
+        data[word] &= ~_OVERRIDE
+    if libc.capset(header, data):
+        raise OSError(ctypes.get_errno(), "capabilities cannot be dropped")
 
 
 def locked(setting: Setting, row: Row, faults: int) -> None:

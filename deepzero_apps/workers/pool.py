@@ -13,6 +13,7 @@ replaced as soon as the cluster has room for another; until then the others do i
 __all__ = ["Pool", "Shared", "WorkersLost"]
 
 import logging
+import signal
 import sys
 import time
 import traceback
@@ -21,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from threading import current_thread, main_thread
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,7 +30,7 @@ from deepzero_apps.workers.where import Connection, Where
 
 _log = logging.getLogger(__name__)
 
-_DEATHS = 5
+_DEATHS = 8
 """Workers that may die of one call before we give up."""
 
 _FAILED_STARTS = 10
@@ -117,6 +119,8 @@ class Pool:
         self._abandoned: set[int] = set()
         self._failed_starts = 0
         self._warned: set[str] = set()
+        self._interrupted = False
+        self._before: Any = None
         for _ in range(self.count):
             self._start()
 
@@ -129,6 +133,8 @@ class Pool:
         self._connection.close()
 
     def __enter__(self) -> Self:
+        if current_thread() is main_thread():
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(
@@ -137,7 +143,14 @@ class Pool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
         self.close()
+
+    def _interrupt(self, *_: object) -> None:
+        # where Python runs a finalizer at that moment, the error is lost: `take` raises it again
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     @property
     def waiting(self) -> int:
@@ -179,6 +192,9 @@ class Pool:
             raise LookupError("take must follow put: no call is waiting for an answer")
         idle_since = time.monotonic()
         while True:
+            if self._interrupted:
+                self._interrupted = False
+                raise KeyboardInterrupt
             self._hand_out()
             watched = [*self._running, *self._starting]
             ready, _ = self._ray.wait(watched, num_returns=1, timeout=_LOOK)
@@ -277,7 +293,7 @@ class Pool:
                 "add nodes, or ask for fewer threads or GPUs"
             )
         if seconds > _LOOK:
-            _log.warning("no worker has room in the cluster since %.0f s; waiting", seconds)
+            _log.warning("no worker is ready since %.0f s; waiting", seconds)
 
     def _answered(self, reference: Any) -> tuple[int, Any] | None:  # noqa: ANN401 - Ray's reference
         worker, call = self._running.pop(reference)
@@ -358,7 +374,13 @@ class _Member:
 def _with_warnings(work: Callable[[], Any]) -> tuple[Any, list[tuple[str, type[Warning]]]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        answer = work()
+        try:
+            answer = work()
+        except SystemExit as stop:  # which Ray would take for the death of the worker
+            raise ValueError(
+                f"a function that was asked left the program (SystemExit: {stop}); it must "
+                "return or raise an error"
+            ) from None
     return answer, [(str(w.message), w.category) for w in caught]
 
 

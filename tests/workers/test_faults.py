@@ -71,7 +71,7 @@ class Faults:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self.over.wait(self._chance.uniform(0.1, 1.5)) and not self.done:
+        while not self.over.wait(self._chance.uniform(0.5, 4.0)) and not self.done:
             if self._pool.lost >= FAULTS // NODE_FAULTS * (self.nodes + 1) - 1:
                 self._kill_node()
             else:

@@ -65,6 +65,16 @@ def test_error_of_a_worker_comes_out_as_it_is(pool: Pool) -> None:
     assert dict(pool.ask("double", [(1,)])) == {0: 2}
 
 
+def test_worker_whose_work_leaves_the_program_stays_and_says_so(pool: Pool) -> None:
+    before = pool.lost
+
+    with pytest.raises(ValueError, match=r"left the program \(SystemExit: no more licenses\)"):
+        list(pool.ask("leave", [()]))
+
+    assert pool.lost == before
+    assert dict(pool.ask("double", [(1,)])) == {0: 2}
+
+
 def test_abandoned_calls_answer_nobody(pool: Pool) -> None:
     list(pool.ask("double", [(1,)]))  # somebody is there, and at work when it is abandoned
     for _ in range(6):
@@ -117,7 +127,7 @@ def test_whoever_pays_hears_of_a_call_that_is_made_again(pool: Pool, tmp_path: P
 
 
 def test_call_that_kills_every_worker_ends_with_its_name(pool: Pool) -> None:
-    with pytest.raises(WorkersLost, match="a call of die, got 5 that died"):
+    with pytest.raises(WorkersLost, match="a call of die, got 8 that died"):
         list(pool.ask("die", [()]))
 
 

@@ -104,7 +104,8 @@ class Connection:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise ConnectionError(
                     f"cluster must be {_ADDRESS} of a running Ray cluster, got {where.cluster} "
-                    f"({reason}); start one by `ray start --head`"
+                    f"({reason}); start one by `ray start --head`, and set RAY_AUTH_MODE=token "
+                    "here if it asks for a token"
                 ) from error
 
     def _usual_count(self, where: Where) -> int:

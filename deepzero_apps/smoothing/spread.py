@@ -127,8 +127,6 @@ class Spread(Adapter):
                 replies[place] = reply
         finally:
             self._settle(advance, sum(reply.repeats for reply in replies.values()))
-            if len(replies) < len(calls):
-                self._pool.abandon()
         return torch.cat([_unwrapped(replies[place]) for place in range(len(calls))])
 
     def _advance(self, most: int) -> int | None:

@@ -3,7 +3,7 @@
 import pickle
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -67,13 +67,17 @@ class LocalPool:
 
     def ask(self, method: str, calls: Sequence[Sequence[object]]) -> Iterator[tuple[int, Any]]:
         places = {self.put(method, *arguments): place for place, arguments in enumerate(calls)}
-        while places:
-            number, answer = self.take()
-            yield places.pop(number), answer
+        try:
+            while places:
+                number, answer = self.take()
+                yield places.pop(number), answer
+        finally:
+            self.abandon(places)
 
-    def abandon(self) -> None:
-        self.abandoned += len(self._queue)
-        self._queue.clear()
+    def abandon(self, numbers: Collection[int] | None = None) -> None:
+        kept = [] if numbers is None else [c for c in self._queue if c[0] not in numbers]
+        self.abandoned += len(self._queue) - len(kept)
+        self._queue[:] = kept
 
     def _die(self, place: int) -> None:
         number, method, arguments = self._queue[place]

@@ -5,10 +5,11 @@ r"""Where a gradient by many workers stops scaling: a model, fitted to what was 
 A step of W workers, each asked c times, takes
 
 .. math::
-    T(W, c) = t_0 + t_b + \frac{C}{W} S(W, c) + l c + o c W + \frac{B}{b} (M - 1)           \tag{1}
+    T(W, c) = t_0 + t_b + a + \frac{C}{W} S(W, c) + l c + o c W + \frac{B}{b} (M - 1)       \tag{1}
 
 - :math:`t_0`: snapshot, sharing and assembly in the driver; :math:`t_b`: the base pass, of the
   driver and all workers side by side;
+- a: what a step with workers takes however few calls it has (weights are loaded, results wait for the last);
 - C: the time of all queries on one worker;
 - l: the wait of a worker between two calls; o: the driver's own work for a call, one after the other;
 - B: bytes of the weights, once to each of M machines besides the driver's, one after the other (Ray spreads
@@ -18,9 +19,9 @@ A step of W workers, each asked c times, takes
   is slow.
 
 A call has one pass at least: where there are fewer passes than c W, there are as many calls as passes.
-:math:`t_0, t_b, C` are measured; l and o are fitted by nonnegative least squares to the steps of the small
-network, in which calls show, and are at least what a call without work was measured to take. The steps of
-the other one then tell how far the model is off (``worst``, of the time of a step).
+:math:`t_0, t_b, C` are measured. So is o, the processor time that a call without work takes of the driver's
+thread. a and l are fitted by nonnegative least squares to the steps of the small network, in which calls show.
+The steps of the other one then tell how far the model is off (``worst``, of the time of a step).
 The simulation gives each worker a constant speed (log-normal, sigma .1; one in twenty at half speed) and one call in
 a hundred takes five times as long (another tenant, a page fault storm, a retry after a death).
 """
@@ -64,6 +65,7 @@ class Fit(TypedDict):
 
     fixed: float
     base: float
+    opening: float
     query: float
     latency: float
     driver: float
@@ -113,14 +115,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def fitted(measured: Measured) -> dict[str, Fit]:
     """Fits the two constants of (1) that are not measured by themselves, and judges the fit."""
-    latency, driver = _of_calls(measured)
+    opening, latency, driver = _of_calls(measured)
     fits = {}
     for name, parts in measured["parts"].items():
         known, unknown, times, work = _rest(measured, name)
-        off = np.array(known) - np.array(unknown) @ np.array([latency, driver])
+        off = np.array(known) - np.array(unknown) @ np.array([opening, latency, driver])
         fits[name] = Fit(
             fixed=parts["snapshot"] + parts["share"] + parts["assembly"],
             base=parts["base_pass"],
+            opening=opening,
             query=work / _steps(measured, name)[0]["queries"],
             latency=latency,
             driver=driver,
@@ -130,18 +133,19 @@ def fitted(measured: Measured) -> dict[str, Fit]:
     return fits
 
 
-def _of_calls(measured: Measured) -> tuple[float, float]:
-    parts = measured["parts"][SMALL]
-    known, unknown, _, _ = _rest(measured, SMALL)
-    (latency, driver), _ = nnls(np.array(unknown), np.array(known))
-    wait = parts["call"] - parts["call_work"]
-    return max(float(latency), wait), max(float(driver), parts["call_work"])
+def _of_calls(measured: Measured) -> tuple[float, float, float]:
+    """Gives a, l and o of (1)."""
+    driver: float = measured["parts"][SMALL]["call_work"]
+    known, factors, _, _ = _rest(measured, SMALL)
+    unknown = np.array(factors)
+    (opening, latency), _ = nnls(unknown[:, :2], np.array(known) - driver * unknown[:, 2])
+    return float(opening), float(latency), driver
 
 
 def _rest(
     measured: Measured, name: str
 ) -> tuple[list[float], list[list[float]], list[float], float]:
-    """What steps took beyond what is known, l and o's factors in it, the times, and C."""
+    """What steps took beyond what is known, the factors of a, l and o in it, the times, and C."""
     parts, steps = measured["parts"][name], _steps(measured, name)
     fixed = parts["snapshot"] + parts["share"] + parts["assembly"]
     work = median(row["here"] for row in steps) - parts["base_pass"] - parts["assembly"]
@@ -150,7 +154,7 @@ def _rest(
         for workers, key in ((1, "one"), (2, "two")):
             times.append(row[key])
             known.append(row[key] - fixed - parts["base_pass"] - work / workers)
-            unknown.append([row["calls"], row["calls"] * workers])
+            unknown.append([1, row["calls"], row["calls"] * workers])
     return known, unknown, times, work
 
 
@@ -164,7 +168,7 @@ def predicted(fit: Fit, job: str, workers: int, calls: int) -> Row:
     machines = -(-workers // WORKERS_A_MACHINE)
     all_calls = min(calls * workers, PASSES[job])
     straggling = simulated(workers, all_calls, seed=0)
-    driver = fit["fixed"] + fit["base"] + fit["driver"] * all_calls
+    driver = fit["fixed"] + fit["base"] + fit["opening"] + fit["driver"] * all_calls
     moved = fit["state_bytes"] * (machines - 1)
     waits = fit["latency"] * -(-all_calls // workers)
     total = driver + work / workers * straggling + waits + moved / BANDWIDTH

@@ -34,7 +34,7 @@ from deepzero_apps.cli.imported import refuse_unnamed
 from deepzero_apps.cli.progress import tracked
 from deepzero_apps.cli.report import title_of_page
 from deepzero_apps.cli.scenes import Anywhere, DefenceSettings, Scene, held, scene
-from deepzero_apps.cli.settings import DrivenSettings, Misuse
+from deepzero_apps.cli.settings import CommonSettings, Misuse, WatchedSettings
 from deepzero_apps.cli.spreading import WorkersFlags
 from deepzero_apps.cli.votes import RADII, Votes
 from deepzero_apps.cli.watching import Watch
@@ -58,7 +58,7 @@ from deepzero_apps.zeroth_order.oracle import Meter
 _LOGGER = logging.getLogger(__name__)
 
 
-class CertifySettings(DefenceSettings, WorkersFlags):
+class CertifySettings(DefenceSettings, WorkersFlags, WatchedSettings):
     """Certifies a classifier, defended or not, by randomized smoothing (Cohen et al. 2019).
 
     With --run FOLDER, data, classifier, denoiser and sigma are those of that ``defend`` run; without,
@@ -309,7 +309,7 @@ def subject_of(
 def _as_trained(settings: CertifySettings, trained: DefendSettings) -> CertifySettings:
     """Takes what describes data, classifier and noise from the run; refuses other wishes."""
     update = {}
-    for name in DefenceSettings.model_fields.keys() - DrivenSettings.model_fields.keys():
+    for name in DefenceSettings.model_fields.keys() - CommonSettings.model_fields.keys():
         default = DefenceSettings.model_fields[name].default
         asked, found = getattr(settings, name), getattr(trained, name)
         if asked not in (default, found):

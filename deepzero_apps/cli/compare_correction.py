@@ -44,7 +44,7 @@ from deepzero_apps.cli.evaluated import (
 )
 from deepzero_apps.cli.progress import lines, watched
 from deepzero_apps.cli.settings import Misuse
-from deepzero_apps.cli.spreading import batch_of_runs
+from deepzero_apps.cli.spreading import SideBySideFlags, batch_of_runs
 from deepzero_apps.correction.evaluation import Scores
 from deepzero_apps.correction.metrics import penalized
 from deepzero_apps.correction.problem import Problem
@@ -56,7 +56,7 @@ from deepzero_apps.runs import RunFolder
 _ZEROTH_ORDER = ("zo-weights", "zo-weights-rge", "zo-field")
 
 
-class CompareCorrectionSettings(CorrectionSettings):
+class CompareCorrectionSettings(SideBySideFlags, CorrectionSettings):
     """Compares ways to train a corrector at equal simulator steps.
 
     Methods: src is the bare coarse simulator; non sees pairs of states, nog stops the gradient at
@@ -81,14 +81,6 @@ class CompareCorrectionSettings(CorrectionSettings):
 
     updates: int | None = Field(None, ge=1)
     """The most training steps of each training; the methods' tuned numbers by default."""
-
-    workers: int | None = Field(None, ge=1, le=100_000)
-    """Trainings at a time, each in a process of its own; 2 by default, with --cluster all that it has
-    room for."""
-
-    cluster: str | None = None
-    """Train on a running Ray cluster whose machines share the run's folder: auto, HOST:PORT or
-    ray://HOST:PORT."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

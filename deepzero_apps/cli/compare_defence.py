@@ -26,18 +26,20 @@ from deepzero_apps.cli.defend import DefendSettings, defend, planned_steps
 from deepzero_apps.cli.driving import folder_for, opened, write_json
 from deepzero_apps.cli.progress import lines, watched
 from deepzero_apps.cli.scenes import DefenceSettings, Scene, as_answered, scene
-from deepzero_apps.cli.settings import Misuse
-from deepzero_apps.cli.spreading import WorkersFlags, batch_of_runs
+from deepzero_apps.cli.settings import DrivenSettings, Misuse
+from deepzero_apps.cli.spreading import SideBySideFlags, batch_of_runs
 from deepzero_apps.cli.votes import RADII, Votes
 from deepzero_apps.runs.files import replace
 from deepzero_apps.smoothing.blackbox import Defended
 from deepzero_apps.smoothing.certify import Certificate
 from deepzero_apps.smoothing.reporting.tables import Row, plot_certified_accuracy, summarize
 
+_DRIVING = DrivenSettings.model_fields.keys() - DefenceSettings.model_fields.keys()
+
 _Cell = tuple[MethodName, Row, list[Certificate]]
 
 
-class CompareDefenceSettings(DefenceSettings, WorkersFlags):
+class CompareDefenceSettings(DefenceSettings, SideBySideFlags, DrivenSettings):
     """Compares certified defences of one classifier at equal queries.
 
     Methods: none is the bare classifier, mse a denoiser that never asked it; zo-ds, zo-ae-ds,
@@ -187,10 +189,10 @@ def _trained(
 def _settings(
     settings: CompareDefenceSettings, method: MethodName, start: Path | None
 ) -> DefendSettings:
-    shared = {name: getattr(settings, name) for name in DefenceSettings.model_fields}
     own_start = method in ("mse", "zo-ae-ds")
     return DefendSettings(
-        **{**shared, "config": None, "json_file": None},
+        **_shared(settings),
+        **{name: getattr(settings, name) for name in _DRIVING},
         method=method,
         budget=settings.budget,
         steps=settings.steps,
@@ -202,13 +204,19 @@ def _settings(
 def _certifying(
     settings: CompareDefenceSettings, method: MethodName, folder: Path
 ) -> CertifySettings:
-    shared = {name: getattr(settings, name) for name in DefenceSettings.model_fields}
     return CertifySettings(
-        **{**shared, "config": None, "json_file": None},
+        **_shared(settings),
+        track=settings.track,
         run=None if method == "none" else folder,
         votes=settings.votes,
         resume=True,
     )
+
+
+def _shared(settings: CompareDefenceSettings) -> dict[str, Any]:
+    """What each run has of the comparison's own settings."""
+    mine = DefenceSettings.model_fields.keys() - {"config", "json_file"}
+    return {name: getattr(settings, name) for name in mine}
 
 
 def _closed(rows: Sequence[Row]) -> str:

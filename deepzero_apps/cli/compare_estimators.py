@@ -26,7 +26,7 @@ from rich.table import Table
 from deepzero_apps.cli.answers import write_json
 from deepzero_apps.cli.progress import tracked
 from deepzero_apps.cli.settings import Misuse
-from deepzero_apps.cli.spreading import WorkersFlags, batch_of_runs
+from deepzero_apps.cli.spreading import SideBySideFlags, batch_of_runs
 
 Estimator = Literal["fo", "cge", "rge"]
 Optimizer = Literal["sgd", "adam"]
@@ -36,7 +36,7 @@ LABELS = {"fo": "first order", "cge": "CGE", "rge": "RGE, q = d"}
 Row = dict[str, Any]
 
 
-class CompareEstimatorsSettings(WorkersFlags):
+class CompareEstimatorsSettings(SideBySideFlags):
     """First order, CGE and RGE at q = d: accuracy, queries and seconds on scikit-learn's digits."""
 
     estimators: tuple[Estimator, ...] = ("fo", "cge", "rge")

@@ -36,7 +36,7 @@ from deepzero_apps.cli.defences import (
 )
 from deepzero_apps.cli.driving import drive, folder_for, opened, write_json
 from deepzero_apps.cli.scenes import Anywhere, DefenceSettings, Scene, as_answered, held, scene
-from deepzero_apps.cli.settings import Misuse, overridden
+from deepzero_apps.cli.settings import DrivenSettings, Misuse, overridden
 from deepzero_apps.cli.spreading import WorkersFlags
 from deepzero_apps.runs import files, load_file, save_file
 from deepzero_apps.smoothing.adapters import Adapter
@@ -51,7 +51,7 @@ from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.training import Training
 
 
-class DefendSettings(DefenceSettings, WorkersFlags):
+class DefendSettings(DefenceSettings, WorkersFlags, DrivenSettings):
     """Trains a denoiser in front of a classifier, with queries alone.
 
     Methods: mse asks nothing; zo-ds perturbs the denoised image, zo-ae-ds an autoencoder's code,

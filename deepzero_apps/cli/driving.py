@@ -17,7 +17,7 @@ from typing import Any
 from deepzero_apps.cli.answers import write_json
 from deepzero_apps.cli.logs import timed
 from deepzero_apps.cli.progress import tracked
-from deepzero_apps.cli.settings import CommonSettings, DrivenSettings, Misuse
+from deepzero_apps.cli.settings import CommonSettings, DrivenSettings, Misuse, WatchedSettings
 from deepzero_apps.runs import RunFolder, RunFolderError
 from deepzero_apps.runs.tracking import Tracker, Trackers
 from deepzero_apps.runs.trees import Tree
@@ -57,7 +57,7 @@ def opened(
     record = settings.record() if record is None else record
     keep = settings.keep_checkpoints if isinstance(settings, DrivenSettings) else 2
     run = RunFolder.create(folder, record, resume=resume, keep=keep, command=command)
-    if isinstance(settings, DrivenSettings):
+    if isinstance(settings, WatchedSettings):
         run.attach(Trackers({name: partial(_tracker, name, run) for name in settings.track}))
     return run
 

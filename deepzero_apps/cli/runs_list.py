@@ -2,6 +2,7 @@
 
 __all__ = ["RunsListSettings", "run"]
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,6 +44,9 @@ def run(settings: RunsListSettings) -> int:
     absent = [folder for folder in settings.folders if not folder.is_dir()]
     if absent and settings.folders != (_USUAL,):
         raise Misuse(f"FOLDERS must be folders, got {absent[0]}")
+    closed = [folder for folder in settings.folders if not _open(folder)]
+    if closed:
+        raise Misuse(f"FOLDERS must be folders that you may read, got {closed[0]}")
     found = [one for one in runs_below(settings.folders) if _wanted(one, settings)]
     found.sort(key=_ORDERS[settings.sort])
     if found:
@@ -52,6 +56,10 @@ def run(settings: RunsListSettings) -> int:
         Console(soft_wrap=True).print(f"no runs in {places}", markup=False, highlight=False)
     write_json(settings.json_file, {"runs": [one.document() for one in found]})
     return 0
+
+
+def _open(folder: Path) -> bool:
+    return not folder.exists() or os.access(folder, os.R_OK | os.X_OK)
 
 
 def runs_table(runs: Sequence[FoundRun]) -> Table:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 
 from deepzero_apps.cli.black_boxes import BlackBox, black_box
 from deepzero_apps.cli.choices import Dataset, splits_for
-from deepzero_apps.cli.settings import DrivenSettings, Misuse
+from deepzero_apps.cli.settings import CommonSettings, Misuse
 from deepzero_apps.cli.spreading import WorkersFlags
 from deepzero_apps.smoothing.blackbox import Classifier
 from deepzero_apps.smoothing.booth import Booth
@@ -25,7 +25,7 @@ Anywhere = Annotated[Path, AfterValidator(Path.absolute)]
 """A path that a run's settings name, found again from any working directory."""
 
 
-class DefenceSettings(DrivenSettings):
+class DefenceSettings(CommonSettings):
     """What is defended, and with what kind of denoiser."""
 
     dataset: Dataset = "digits"

@@ -11,6 +11,7 @@ __all__ = [
     "DrivenSettings",
     "Misuse",
     "PlainSettings",
+    "WatchedSettings",
     "overridden",
     "read_config",
 ]
@@ -114,14 +115,8 @@ class CommonSettings(PlainSettings):
         return device
 
 
-class DrivenSettings(CommonSettings):
-    """Fields of subcommands that train step by step."""
-
-    checkpoint_every: float = Field(20.0, ge=0)
-    """Seconds between checkpoints; 0 for one after every step."""
-
-    keep_checkpoints: int = Field(2, ge=1, le=1_000_000)
-    """How many of the newest checkpoints are kept; the best on validation data is kept besides."""
+class WatchedSettings(CommonSettings):
+    """Fields of subcommands whose runs others may watch."""
 
     track: Annotated[tuple[Tracking, ...], tyro.conf.UseAppendAction] = ()
     """Also send metrics to tensorboard or mlflow; may be given for each. metrics.jsonl is always there."""
@@ -136,6 +131,16 @@ class DrivenSettings(CommonSettings):
                     f"pip install deepzero-apps[{name}]"
                 )
         return tuple(dict.fromkeys(track))
+
+
+class DrivenSettings(WatchedSettings):
+    """Fields of subcommands that train step by step."""
+
+    checkpoint_every: float = Field(20.0, ge=0)
+    """Seconds between checkpoints; 0 for one after every step."""
+
+    keep_checkpoints: int = Field(2, ge=1, le=1_000_000)
+    """How many of the newest checkpoints are kept; the best on validation data is kept besides."""
 
 
 def overridden(tuned: Tuned, flags: BaseModel) -> Tuned:

@@ -1,6 +1,6 @@
-"""The flags of every verb that evaluates: how many workers, and where."""
+"""The flags of verbs that evaluate: how many workers, and where."""
 
-__all__ = ["WorkersFlags", "batch_of_runs"]
+__all__ = ["SideBySideFlags", "WorkersFlags", "batch_of_runs"]
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -79,6 +79,16 @@ class WorkersFlags(CommonSettings):
             yield pool
 
 
+class SideBySideFlags(WorkersFlags):
+    """Fields of verbs that compare: whole runs go side by side."""
+
+    workers: int | None = Field(None, ge=1, le=100_000)
+    """Runs at a time, each in a process of its own; 2 by default, with --cluster all that it has room for."""
+
+    cluster: str | None = None
+    """Run on a Ray cluster, whose machines share what runs write: auto, HOST:PORT or ray://HOST:PORT."""
+
+
 def _made(make: Callable[[], object]) -> object:
     """Makes a worker's object, in its process."""
     keep_freed_memory()
@@ -98,7 +108,7 @@ class _Runner:
 
 @contextmanager
 def batch_of_runs(
-    settings: WorkersFlags, *, usual: int = 2, ordered: bool = True
+    settings: SideBySideFlags, *, usual: int = 2, ordered: bool = True
 ) -> Iterator[Callable[[Iterable[Run]], Iterable[Any]]]:
     """Gives what runs whole commands side by side: in processes here, or on a Ray cluster.
 

@@ -12,8 +12,11 @@ call whose worker died is asked again, and charged again, with the most that it 
 What a service repeats is charged when its call comes back; with a budget, the most that a call may
 repeat is charged beforehand, and what it leaves pays for later calls. So the budget holds, whatever
 is killed. What is left of such an advance at the end of a run stays charged: at most the repetitions
-of two calls a worker. Without a budget, a run that is killed itself does not know what the calls under
-way have repeated.
+of two calls a worker.
+
+**A run that is killed itself** asks again, when it goes on, what was handed over and what waited for
+an older call (answers are written in the order of the calls): at most `Voting.ahead` calls. Without
+a budget, it does not know what the calls under way have repeated.
 
 What training asks for is charged by its images: pieces of a dead worker are not charged again.
 """

@@ -5,6 +5,7 @@ __all__ = ["Connection", "Where"]
 import os
 import secrets
 import socket
+import subprocess
 import sys
 import warnings
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from typing import Any
 
 _KNOCK = 10.0
 """Seconds that a cluster has to accept a connection."""
+
+_STATUS = 30.0
+"""Seconds that Ray's own command has to find a cluster behind the connection; it takes about one."""
 
 _ADDRESS = "auto, HOST:PORT or ray://HOST:PORT"
 
@@ -133,10 +137,23 @@ def _keep_to_ourselves() -> None:
 
 
 def _knock(address: str) -> None:
-    """Finds out in seconds that nobody is there, which takes Ray minutes."""
+    """Finds out soon that nobody is there, or somebody else, which takes Ray minutes."""
+    if address == "auto":
+        return
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if address != "auto":
-        socket.create_connection((host, int(port)), timeout=_KNOCK).close()
+    socket.create_connection((host, int(port)), timeout=_KNOCK).close()
+    if not address.startswith("ray://"):
+        _ask_its_status(address)
+
+
+def _ask_its_status(address: str) -> None:
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    try:
+        subprocess.run(command, capture_output=True, timeout=_STATUS, check=False)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(
+            f"what listens there does not answer as Ray within {_STATUS:.0f} s"
+        ) from None
 
 
 def _imported() -> ModuleType:

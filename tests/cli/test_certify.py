@@ -298,9 +298,11 @@ def test_a_run_with_workers_is_stopped_and_continued_without(
     assert code == (130 if by is signal.SIGINT else -by)
     assert by is signal.SIGKILL or "--resume" in said
     sent = settled(asked)  # workers notice within moments that nobody asks them any more
+    # at most two calls of 50 rows a worker are handed over; where the oldest takes longest, those
+    # behind it are answered, up to the eight that may be under way, and wait for their turn
     assert 0 <= read_votes(log).spent - sent <= 4 * 50  # noted, and cut off before it was asked
     assert main([*run, "--resume"]) == 0
-    assert read_votes(log).unanswered <= 4 * 50
+    assert read_votes(log).unanswered <= 8 * 50
     assert main(["certify", *flags, "--out", "whole"]) == 0
     assert timeless("run") == timeless("whole")
     assert main(["verify", "run"]) == 0

@@ -108,6 +108,14 @@ def test_no_runs_is_no_error_and_no_folder_is(
     assert "FOLDERS must be folders, got elsewhere" in capsys.readouterr().err
 
 
+def test_folder_that_may_not_be_read_is_not_called_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may read everything
+    assert main(["runs", "list", str(tmp_path)]) == 2
+    assert "FOLDERS must be folders that you may read" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("runs")
 def test_json_alone_is_on_standard_output_and_the_table_beside(
     capsys: pytest.CaptureFixture[str],

@@ -39,6 +39,7 @@ ALLOWED = {
     ): "of code that reaches no file",
     ("deepzero_apps/smoothing/serving/process.py", "socket.socket"): "the port of serve",
     ("deepzero_apps/runs/records.py", "subprocess.run"): "git describe, of this very package",
+    ("deepzero_apps/workers/where.py", "subprocess.run"): "Ray's status",
     ("solvers/pipes.py", "subprocess.Popen"): "the simulator that the user names",
 }
 """Files and calls, and why."""

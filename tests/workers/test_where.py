@@ -1,11 +1,12 @@
 """What is asked of Ray, and what of it is left as it was."""
 
+import socket
 import subprocess
 import sys
 
 import pytest
 
-from deepzero_apps.workers import Pool, Where
+from deepzero_apps.workers import Pool, Where, where
 from tests.workers.objects import Counter
 
 pytest.importorskip("ray")
@@ -62,6 +63,16 @@ def test_gpus_that_ray_does_not_see_are_refused() -> None:
 def test_cluster_that_does_not_answer_is_named() -> None:
     with pytest.raises(ConnectionError, match=r"got 127\.0\.0\.1:1 "):
         Pool(Counter, Where(1, "127.0.0.1:1"))
+
+
+def test_listener_that_is_not_ray_is_told_from_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would wait for minutes."""
+    monkeypatch.setattr(where, "_STATUS", 5.0)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match="does not answer as Ray within 5 s"):
+            Pool(Counter, Where(1, address))
 
 
 def test_ray_of_this_machine_refuses_strangers_and_ends_with_its_pool() -> None:

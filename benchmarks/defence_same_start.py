@@ -90,7 +90,7 @@ def cell(name: Any, run: Path) -> dict[str, Any]:  # noqa: ANN401 - one of METHO
             targets,
             recipe=recipe,
             meter=meter,
-            companion=defence.surrogate,
+            companion=defence.companion,
         )
         for _ in training.run(steps):
             pass

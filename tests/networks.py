@@ -1,6 +1,6 @@
 """Small networks of the kinds that the engines must get right, on inputs of shape (b, 2, 8, 8)."""
 
-__all__ = ["BATCH", "NETWORKS", "UNTRACEABLE", "images", "make"]
+__all__ = ["BATCH", "NETWORKS", "UNTRACEABLE", "Bent", "images", "make"]
 
 import torch
 from torch import Tensor, nn
@@ -291,3 +291,20 @@ def make(name: str, *, training: bool) -> nn.Module:
     for _ in range(2):
         network(images())
     return network.train(training)
+
+
+class Bent(nn.Module):
+    """At first its bend is out of the reach of a move by one, later it is not: inputs (b, 64)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.fc, self.out = nn.Linear(64, 6), nn.Linear(6, 4)
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.empty_like(p).uniform_(-0.1, 0.1, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x.flatten(1))
+        bent: Tensor = self.out(y * (y > -4.0))
+        return bent

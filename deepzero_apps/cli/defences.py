@@ -37,10 +37,12 @@ from deepzero_apps.smoothing.methods import (
     smallest_step,
 )
 from deepzero_apps.smoothing.surrogate import Surrogate, WithSurrogate, surrogate_network
+from deepzero_apps.zeroth_order.checks import Checks
 from deepzero_apps.zeroth_order.gradients import Coordinates
 from deepzero_apps.zeroth_order.oracle import Oracle
 from deepzero_apps.zeroth_order.sparsity import SupportSchedule, shares_by_size
 from deepzero_apps.zeroth_order.state import Weights
+from deepzero_apps.zeroth_order.training import Stateful
 
 MethodName = Literal["none", "mse", "fo-ds", "zo-ds", "zo-ae-ds", "deepzero", "zo-cv"]
 
@@ -122,13 +124,13 @@ class Defence:
         network: The denoiser as it is trained and deployed.
         method: Writes its gradient.
         queries: What it asks of the black box for an image and step; 0 for none.
-        surrogate: What learns beside it.
+        companion: What learns beside it.
     """
 
     network: nn.Module
     method: Method
     queries: int
-    surrogate: Surrogate | None = None
+    companion: Stateful | None = None
 
 
 def build(
@@ -183,7 +185,8 @@ def build(
     def deepzero() -> Defence:
         schedule = _schedule(network, tuning.q, seed)
         gradient = Coordinates(mu=tuning.mu, schedule=schedule)
-        return Defence(network, OnWeights(oracle, gradient), tuning.q + 1)
+        checks = Checks(gradient, network)
+        return Defence(network, OnWeights(oracle, gradient), tuning.q + 1, checks)
 
     def zo_cv() -> Defence:
         stand_in = surrogate_network(image_shape, classes, seed=seed).to(_device(network))

@@ -355,7 +355,7 @@ def _training(
             seed=settings.seed,
         ),
         meter=meter,
-        companion=defence.surrogate,
+        companion=defence.companion,
     )
 
 

@@ -48,6 +48,7 @@ from deepzero_apps.vision.augmentation import augment
 from deepzero_apps.vision.images import Images
 from deepzero_apps.workers import Sharded
 from deepzero_apps.zeroth_order.activations import Activations
+from deepzero_apps.zeroth_order.checks import Checking, Checks
 from deepzero_apps.zeroth_order.gradients import (
     Coordinates,
     FirstOrder,
@@ -60,7 +61,13 @@ from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.stacked import StackedRandomized
 from deepzero_apps.zeroth_order.stale import Remembered
 from deepzero_apps.zeroth_order.state import Weights
-from deepzero_apps.zeroth_order.training import Observation, Training, minibatch
+from deepzero_apps.zeroth_order.training import (
+    Companions,
+    Observation,
+    Stateful,
+    Training,
+    minibatch,
+)
 
 
 @dataclass(frozen=True)
@@ -227,11 +234,23 @@ def classifier_training(
         estimate,
         scheduler=LambdaLR(optimizer, lambda step: _relative_rate(step, recipe)),
         meter=meter,
-        companion=gradient if isinstance(gradient, Remembered) else None,
+        companion=_companion(gradient, network),
         clip_norm=recipe.clip,
         hold_unselected=recipe.hold_unselected,
         seed=recipe.seed,
     )
+
+
+def _companion(gradient: WeightGradient, network: nn.Module) -> Companions | None:
+    """What a run stores besides weights and optimizer: remembered slopes, findings of checks."""
+    named: dict[str, Stateful] = {}
+    if isinstance(gradient, Remembered):
+        named["remembered"], gradient = gradient, gradient.plain
+    if isinstance(gradient, Sharded):
+        gradient = gradient.plain
+    if isinstance(gradient, Checking):
+        named["checks"] = Checks(gradient, network)
+    return Companions(named) if named else None
 
 
 def training_batch(train: Images, recipe: Recipe, step: int) -> tuple[Tensor, Tensor]:

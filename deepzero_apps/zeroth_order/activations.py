@@ -30,7 +30,7 @@ __all__ = ["Activations"]
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -38,7 +38,8 @@ import torch
 from torch import Tensor, nn
 
 from deepzero_apps.zeroth_order.agreement import agree
-from deepzero_apps.zeroth_order.differences import Engine, Head, Losses
+from deepzero_apps.zeroth_order.checks import case_of
+from deepzero_apps.zeroth_order.differences import Head, Losses
 from deepzero_apps.zeroth_order.engines import Fastest, SlowEngineWarning
 from deepzero_apps.zeroth_order.frozen import Frozen, uses_batch_statistics
 from deepzero_apps.zeroth_order.gradients import write_gradient
@@ -110,8 +111,8 @@ class Activations:
     seed: int = 0
     budget: int = 2**23
     precision: torch.dtype | None = None
-    _engine: Engine = field(init=False, repr=False, compare=False)
-    _plans: "PerNetwork[dict[object, _Plan]]" = field(
+    _engine: Fastest = field(init=False, repr=False, compare=False)
+    _plans: "PerNetwork[dict[str, _Plan]]" = field(
         default_factory=PerNetwork, init=False, repr=False, compare=False
     )
 
@@ -141,6 +142,14 @@ class Activations:
         plan = self._plan(network, inputs)
         weights = sum(self._count(size, whole=whole) for _, size, whole in plan.weights)
         return weights + sum(self._count(layer.units) for layer in plan.outputs) + 2
+
+    def checked(self, network: nn.Module) -> Mapping[str, int]:
+        """Tells what the checks of single weights have found; see `Checking`."""
+        return self._engine.checked(network)
+
+    def believe(self, network: nn.Module, checked: Mapping[str, int]) -> None:
+        """Takes up what they found elsewhere; see `Checking`."""
+        self._engine.believe(network, checked)
 
     @torch.no_grad()
     def __call__(
@@ -192,8 +201,7 @@ class Activations:
         return (slopes * (layer.units / len(moved))).view(given.shape)
 
     def _plan(self, network: nn.Module, inputs: Tensor) -> _Plan:
-        modes = tuple(module.training for module in network.modules())
-        key = (modes, inputs.shape, inputs.dtype, inputs.device)
+        key = case_of(network, inputs)
         known = self._plans.setdefault(network, {})
         if key not in known:
             known[key] = _planned(network, inputs, self.precision)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from deepzero_apps.zeroth_order.agreement import agree, agree_by_moves
 from deepzero_apps.zeroth_order.base_pass import BasePass
+from deepzero_apps.zeroth_order.checks import case_of
 from deepzero_apps.zeroth_order.differences import Evaluation, Head, Pass, sequential
 from deepzero_apps.zeroth_order.graph import Suffix, Traced, Untraceable, trace
 from deepzero_apps.zeroth_order.per_network import PerNetwork
@@ -97,33 +98,31 @@ class DifferencePropagation:
         self._budget = budget
         self._precision = precision
         self._graphs = _Graphs()
-        self._believed: PerNetwork[Mapping[object, int]] = PerNetwork()
 
     @torch.no_grad()
     def prepare(self, network: nn.Module, inputs: Tensor, head: Head) -> Evaluation:
         """Runs the network once, as it is; see `Engine`."""
         return self._evaluation(Pass(network, inputs), head)
 
-    def checked(self, network: nn.Module) -> dict[object, int]:
-        """Tells what checks of a network have found, for `believe` of another process."""
+    def checked(self, network: nn.Module) -> dict[str, int]:
+        """Tells what checks of a network have found; see `Checking`."""
         return self._graphs.verdicts(network)
 
-    def believe(self, network: nn.Module, checked: Mapping[object, int]) -> None:
-        """Takes up what another process found: a check at other weights may end in another way."""
-        self._believed[network] = checked
-        self._graphs.forget_verdicts(network)
+    def believe(self, network: nn.Module, checked: Mapping[str, int]) -> None:
+        """Takes up what was found elsewhere; see `Checking`."""
+        self._graphs.believe(network, checked)
 
     def _evaluation(self, first: Pass, head: Head) -> Evaluation:
         base = self._graphs.base(first)
         propagation = Propagation(base, precision=self._precision)
-        threads = torch.get_num_threads()
+        threads, case = torch.get_num_threads(), case_of(first.network, first.inputs)
 
         def together(index: int) -> int:
-            return max(1, self._size(first, propagation, index))
+            return max(1, self._size(first, propagation, index, case))
 
         def walk(index: int, offsets: Sequence[int], mu: float) -> Generator[Tensor, None, None]:
             name = first.weights.names[index]
-            suffix, size = base.traced.suffix(name), self._size(first, propagation, index)
+            suffix, size = base.traced.suffix(name), self._size(first, propagation, index, case)
             alone = _whole if size == _WHOLE else _one
             one = partial(alone, first, base, suffix, index=index, mu=mu)
             if size <= 0:
@@ -142,14 +141,12 @@ class DifferencePropagation:
 
         return Evaluation(first, head, walk, relative=True, together=together)
 
-    def _size(self, first: Pass, propagation: Propagation, index: int) -> int:
+    def _size(self, first: Pass, propagation: Propagation, index: int, case: str) -> int:
         """How many moves of a parameter make a chunk; 0 where they run one by one, or `_WHOLE`."""
         traced = propagation.base.traced
         name, inputs = first.weights.names[index], first.inputs
-        key = (name, inputs.shape, inputs.dtype, inputs.device, self._precision)
-        believed = self._believed.get(first.network)
-        if believed and (_flags(first.network), key) in believed:
-            traced.verdicts[key] = believed[_flags(first.network), key]
+        key = f"{case} {self._precision} {name}"
+        self._graphs.recall(first.network, traced, key)
         if key not in traced.verdicts:
             probe = _probe(first, propagation, self._precision)
             found = _checked_bytes(first, probe, index, self._precision)
@@ -198,19 +195,26 @@ class _Graphs:
 
     def __init__(self) -> None:
         self._known: PerNetwork[dict[tuple[object, ...], Traced]] = PerNetwork()
+        self._told: PerNetwork[dict[str, int]] = PerNetwork()
 
-    def verdicts(self, network: nn.Module) -> dict[object, int]:
-        """What was noted of a network's graphs, by the modes that they were traced in."""
-        return {
-            (mode[0], key): verdict
-            for mode, traced in self._known.get(network, {}).items()
-            for key, verdict in traced.verdicts.items()
-        }
+    def verdicts(self, network: nn.Module) -> dict[str, int]:
+        """What was noted of a network's graphs, here or elsewhere."""
+        noted = dict(self._told.get(network, {}))
+        for traced in self._known.get(network, {}).values():
+            noted |= traced.verdicts
+        return noted
 
-    def forget_verdicts(self, network: nn.Module) -> None:
-        """Leaves a network's graphs as they were traced."""
+    def believe(self, network: nn.Module, told: Mapping[str, int]) -> None:
+        """Takes up what was noted elsewhere, in place of what was noted here."""
+        self._told[network] = dict(told)
         for traced in self._known.get(network, {}).values():
             traced.verdicts.clear()
+
+    def recall(self, network: nn.Module, traced: Traced, case: str) -> None:
+        """Notes what was noted of a case elsewhere."""
+        told = self._told.get(network, {})
+        if case in told:
+            traced.verdicts.setdefault(case, told[case])
 
     def base(self, first: Pass) -> BasePass:
         known = self._known.setdefault(first.network, {})
@@ -220,6 +224,7 @@ class _Graphs:
                 base = _base(first, known[mode])
                 if agree(base.output, first.output):
                     return base
+                self._told.pop(first.network, None)  # of a graph that holds no more
             first.before.restore()
             known[mode] = trace(first.network)
             base = _base(first, known[mode])
@@ -237,11 +242,8 @@ def _base(first: Pass, traced: Traced, *, rows: int | None = None) -> BasePass:
 
 
 def _mode(network: nn.Module) -> tuple[object, ...]:
-    return (_flags(network), tuple(id(p) for p in network.parameters()))
-
-
-def _flags(network: nn.Module) -> tuple[bool, ...]:
-    return tuple(module.training for module in network.modules())
+    modes = tuple(module.training for module in network.modules())
+    return (modes, tuple(id(p) for p in network.parameters()))
 
 
 def _probe(first: Pass, propagation: Propagation, precision: torch.dtype | None) -> Propagation:

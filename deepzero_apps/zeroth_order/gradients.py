@@ -116,13 +116,13 @@ class Coordinates:
         evaluation = self.engine.prepare(network, inputs, head)
         return _CoordinateWork(self, Weights(network), evaluation, support, redrawn=redrawn)
 
-    def checked(self, network: nn.Module) -> Mapping[object, int]:
-        """Tells what the engine's checks have found; see `Divisible`."""
+    def checked(self, network: nn.Module) -> Mapping[str, int]:
+        """Tells what the engine's checks have found; see `Checking`."""
         engine = self.engine
         return engine.checked(network) if isinstance(engine, DifferencePropagation) else {}
 
-    def believe(self, network: nn.Module, checked: Mapping[object, int]) -> None:
-        """Takes up what they found elsewhere; see `Divisible`."""
+    def believe(self, network: nn.Module, checked: Mapping[str, int]) -> None:
+        """Takes up what they found elsewhere; see `Checking`."""
         if isinstance(self.engine, DifferencePropagation):
             self.engine.believe(network, checked)
 
@@ -208,11 +208,11 @@ class Randomized:
         evaluation = self.engine.prepare(network, inputs, head)
         return _DirectionWork(self, Weights(network), evaluation, step=step)
 
-    def checked(self, network: nn.Module) -> Mapping[object, int]:  # noqa: ARG002 - nothing is
+    def checked(self, network: nn.Module) -> Mapping[str, int]:  # noqa: ARG002 - nothing is
         """Tells nothing: whole networks are evaluated, as they are."""
         return {}
 
-    def believe(self, network: nn.Module, checked: Mapping[object, int]) -> None:
+    def believe(self, network: nn.Module, checked: Mapping[str, int]) -> None:
         """Has nothing to take up."""
 
     def direction(self, step: int, number: int, *, like: Tensor) -> Tensor:

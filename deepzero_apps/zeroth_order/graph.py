@@ -91,7 +91,7 @@ class Traced:
         self.source: fx.Node = self.nodes[0]
         self.varying: frozenset[fx.Node] = frozenset(self._downstream([self.source]))
         self.fixed = fixed
-        self.verdicts: dict[object, int] = {}
+        self.verdicts: dict[str, int] = {}
         self._graph = graph
         self._uses = _uses(self.nodes, network)
         self._suffixes: dict[str, Suffix] = {}

@@ -13,11 +13,12 @@ References:
 
 __all__ = ["Divisible", "Work", "all_at_once"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from deepzero_apps.zeroth_order.checks import Checking
 from deepzero_apps.zeroth_order.differences import Head
 from deepzero_apps.zeroth_order.training import Observation
 
@@ -59,8 +60,12 @@ class Work(Protocol):
 
 
 @runtime_checkable
-class Divisible(Protocol):
-    """A gradient that comes in pieces."""
+class Divisible(Checking, Protocol):
+    """A gradient that comes in pieces.
+
+    Its pieces depend on what was found out about the network. Who begins at a later step must cut the
+    same ones, and evaluate them in the same way: before that, it is to `believe` what was known.
+    """
 
     def __call__(
         self, network: nn.Module, inputs: Tensor, head: Head, *, step: int
@@ -76,27 +81,6 @@ class Divisible(Protocol):
             inputs: A batch of shape ``(b, ...)``.
             head: The rest of the loss.
             step: The number of the training step, for what is drawn at random.
-        """
-        ...
-
-    def checked(self, network: nn.Module) -> Mapping[object, int]:
-        """Tells what was found out about a network, on which its pieces depend.
-
-        A fast path is checked once, at the weights of the first step that takes it. Who begins at
-        a later step must cut the same pieces, and evaluate them in the same way: before it begins,
-        it is to `believe` what was known before that step.
-
-        Args:
-            network: The network.
-        """
-        ...
-
-    def believe(self, network: nn.Module, checked: Mapping[object, int]) -> None:
-        """Takes up what `checked` told in another process, in place of what is known here.
-
-        Args:
-            network: The network.
-            checked: What was told.
         """
         ...
 

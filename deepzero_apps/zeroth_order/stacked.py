@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from deepzero_apps.zeroth_order.checks import case_of
 from deepzero_apps.zeroth_order.differences import Head, Pass
 from deepzero_apps.zeroth_order.engines import SlowEngineWarning
 from deepzero_apps.zeroth_order.gradients import Randomized, write_gradient
@@ -45,7 +46,7 @@ class _Known:
 
     def __init__(self, network: nn.Module) -> None:
         self.graph: fx.Graph | None = None
-        self.verdicts: dict[object, bool] = {}
+        self.verdicts: dict[str, bool] = {}
         try:
             self.graph = fx.symbolic_trace(network).graph
         except _FAILURES as error:
@@ -92,12 +93,12 @@ class StackedRandomized:
         first = Pass(network, inputs)
         return _StackedWork(self, first, Copies(network, graph), head, step=step)
 
-    def checked(self, network: nn.Module) -> Mapping[object, int]:
-        """Tells which modes and shapes are stacked; see `Divisible`."""
+    def checked(self, network: nn.Module) -> Mapping[str, int]:
+        """Tells which modes and shapes are stacked; see `Checking`."""
         return dict(self._known[network].verdicts) if network in self._known else {}
 
-    def believe(self, network: nn.Module, checked: Mapping[object, int]) -> None:
-        """Takes up which are; see `Divisible`."""
+    def believe(self, network: nn.Module, checked: Mapping[str, int]) -> None:
+        """Takes up which are; see `Checking`."""
         if network not in self._known:
             self._known[network] = _Known(network)
         self._known[network].verdicts = {key: bool(verdict) for key, verdict in checked.items()}
@@ -108,8 +109,7 @@ class StackedRandomized:
         known = self._known[network]
         if known.graph is None:
             return None
-        modes = tuple(module.training for module in network.modules())
-        key = (modes, inputs.shape, inputs.dtype, inputs.device)
+        key = case_of(network, inputs)
         if key not in known.verdicts:
             known.verdicts[key] = _agrees(network, known.graph, inputs)
         return known.graph if known.verdicts[key] else None

@@ -11,7 +11,7 @@ step; False lets them drift, as plain SGD with a sparse gradient would (and as t
 code does). The optimizer's own state moves on either way.
 """
 
-__all__ = ["GradientFunction", "Observation", "Stateful", "Training", "minibatch"]
+__all__ = ["Companions", "GradientFunction", "Observation", "Stateful", "Training", "minibatch"]
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -58,6 +58,26 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Mapping[str, Any], /) -> object:
         """Takes up what ``state_dict()`` returned."""
         ...
+
+
+class Companions:
+    """Several things that learn during one run, stored under their names.
+
+    Args:
+        named: The companions.
+    """
+
+    def __init__(self, named: Mapping[str, Stateful]) -> None:
+        self._named = dict(named)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of each."""
+        return {name: companion.state_dict() for name, companion in self._named.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Takes up what ``state_dict()`` returned."""
+        for name, companion in self._named.items():
+            companion.load_state_dict(state[name])
 
 
 class Training:

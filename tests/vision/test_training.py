@@ -14,6 +14,7 @@ from deepzero_apps.vision.training import (
     classifier_training,
     queries_a_step,
 )
+from deepzero_apps.workers import Sharded
 from deepzero_apps.zeroth_order.activations import Activations
 from deepzero_apps.zeroth_order.gradients import (
     Coordinates,
@@ -25,6 +26,7 @@ from deepzero_apps.zeroth_order.oracle import Meter
 from deepzero_apps.zeroth_order.sparsity import SupportSchedule
 from deepzero_apps.zeroth_order.stacked import StackedRandomized
 from deepzero_apps.zeroth_order.stale import Remembered
+from deepzero_apps.zeroth_order.training import Training
 from tests.tiny_images import Small, images
 
 
@@ -84,11 +86,37 @@ def test_momentum_lasts_as_long_as_a_draw() -> None:
     assert torch.equal(kept, forgetful)
 
 
-def test_remembered_slopes_are_the_run_s_companion() -> None:
-    gradient = Remembered(FirstOrder(SupportSchedule((5,), (75,))), 0.9)
-    run = classifier_training(Small(), images(), gradient, Recipe(steps=3, batch=8))
+def test_a_run_stores_remembered_slopes_and_what_was_checked() -> None:
+    schedule = SupportSchedule((5,), (75,))
+    kinds: dict[str, tuple[WeightGradient, set[str]]] = {
+        "fo": (FirstOrder(schedule), set()),
+        "cge": (Coordinates(mu=1e-3, schedule=schedule), {"checks"}),
+        "stale": (Remembered(Coordinates(1e-3, schedule), 0.9), {"remembered", "checks"}),
+        "spread": (Sharded(Coordinates(1e-3, schedule), None), {"checks"}),  # type: ignore[arg-type]
+    }
 
-    assert run.companion is gradient
+    for gradient, stored in kinds.values():
+        run = classifier_training(Small(), images(), gradient, Recipe(steps=3, batch=8))
+        assert set(run.state_dict()["companion"] or ()) == stored
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_a_run_that_is_restored_ends_with_the_same_bits(decay: float | None) -> None:
+    def run() -> Training:
+        plain = Coordinates(mu=1e-3, schedule=SupportSchedule((5,), (75,)))
+        gradient = plain if decay is None else Remembered(plain, decay)
+        return classifier_training(Small(), images(), gradient, Recipe(steps=4, batch=8))
+
+    whole, stopped, restored = run(), run(), run()
+    list(whole.run(4))
+    list(stopped.run(2))
+    restored.load_state_dict(stopped.state_dict())
+    list(restored.run(4))
+
+    assert restored.companion is not None
+    assert restored.state_dict()["companion"]["checks"]
+    ended = zip(whole.network.parameters(), restored.network.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in ended)
 
 
 def test_the_rate_rises_in_the_warm_up_and_falls_along_a_half_cosine() -> None:

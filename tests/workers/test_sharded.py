@@ -20,6 +20,7 @@ from deepzero_apps.zeroth_order.randomness import generator_for
 from deepzero_apps.zeroth_order.sparsity import SupportSchedule, shares_by_size
 from deepzero_apps.zeroth_order.stacked import StackedRandomized
 from deepzero_apps.zeroth_order.state import Weights
+from tests.networks import Bent
 
 pytest.importorskip("ray")
 
@@ -136,23 +137,6 @@ def test_gradients_of_workers_have_the_bits_of_none(pool: Pool, case: str) -> No
     assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
     assert torch.equal(ended, arrived)
     assert any(g.any() for g in here)
-
-
-class Bent(nn.Module):
-    """At first its bend is out of the reach of a move by one, later it is not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = generator_for(0, "weights")
-        self.fc, self.out = nn.Linear(64, 6), nn.Linear(6, 4)
-        with torch.no_grad():
-            for p in self.parameters():
-                p.copy_(torch.empty_like(p).uniform_(-0.1, 0.1, generator=generator))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.fc(x.flatten(1))
-        bent: Tensor = self.out(y * (y > -4.0))
-        return bent
 
 
 class Newcomers:

@@ -19,6 +19,7 @@ from deepzero_apps.cli.defences import METHODS, TUNED, tuned
 from deepzero_apps.cli.defend import DefendSettings
 from deepzero_apps.cli.defend import defend as train
 from deepzero_apps.cli.scenes import Scene
+from deepzero_apps.runs import RunFolder
 from deepzero_apps.smoothing.adapters import Adapter
 from deepzero_apps.smoothing.spread import Spread
 from deepzero_apps.vision import load
@@ -69,6 +70,10 @@ def test_every_method_leaves_weights_picture_result_and_metrics(
     else:
         assert start.read_bytes().count(b"\n") == 3
     assert all(v.isfinite().all() for v in load_file(tmp_path / "denoiser.safetensors").values())
+    latest = RunFolder(tmp_path).load_latest()
+    assert latest is not None
+    learns = bool(latest[1]["companion"])  # what was checked, or a surrogate
+    assert learns == (method in ("deepzero", "zo-cv"))
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,8 @@ def test_what_was_told_is_told_on(gradient: Coordinates | Activations) -> None:
     assert gradient.checked(other) == found
     gradient(other, inputs, head, step=0)
     assert gradient.checked(other) == found
+    gradient.believe(network, {})  # in place of what is known here
+    assert gradient.checked(network) == {}
 
 
 class Scaled(nn.Module):

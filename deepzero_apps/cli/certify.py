@@ -308,15 +308,8 @@ def subject_of(
 
 def _as_trained(settings: CertifySettings, trained: DefendSettings) -> CertifySettings:
     """Takes what describes data, classifier and noise from the run; refuses other wishes."""
-    update = {}
-    for name in DefenceSettings.model_fields.keys() - CommonSettings.model_fields.keys():
-        default = DefenceSettings.model_fields[name].default
-        asked, found = getattr(settings, name), getattr(trained, name)
-        if asked not in (default, found):
-            flag = name.replace("_", "-")
-            raise Misuse(f"--{flag} must be that of --run, {found}, or left out, got {asked}")
-        update[name] = found
-    return settings.model_copy(update=update)
+    described = DefenceSettings.model_fields.keys() - CommonSettings.model_fields.keys()
+    return settings.model_copy(update=settings.agreed(trained, described))
 
 
 def _folder(settings: CertifySettings) -> Path:

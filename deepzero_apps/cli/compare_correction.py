@@ -178,10 +178,10 @@ def _updates(settings: CompareCorrectionSettings, view: Scene, method: MethodNam
 def _settings(
     settings: CompareCorrectionSettings, method: MethodName, seed: int
 ) -> CorrectSettings:
-    shared = {name: getattr(settings, name) for name in CorrectionSettings.model_fields}
     data_seed = settings.seed if settings.data_seed is None else settings.data_seed
+    own = {"seed": seed, "data_seed": data_seed}
     return CorrectSettings(
-        **{**shared, "config": None, "json_file": None, "seed": seed, "data_seed": data_seed},
+        **{**settings.fields_of(CorrectionSettings), **own},
         method=method,
         budget=settings.budget,
         updates=settings.updates,

@@ -26,15 +26,13 @@ from deepzero_apps.cli.defend import DefendSettings, defend, planned_steps
 from deepzero_apps.cli.driving import folder_for, opened, write_json
 from deepzero_apps.cli.progress import lines, watched
 from deepzero_apps.cli.scenes import DefenceSettings, Scene, as_answered, scene
-from deepzero_apps.cli.settings import DrivenSettings, Misuse
+from deepzero_apps.cli.settings import DrivenSettings, Misuse, WatchedSettings
 from deepzero_apps.cli.spreading import SideBySideFlags, batch_of_runs
 from deepzero_apps.cli.votes import RADII, Votes
 from deepzero_apps.runs.files import replace
 from deepzero_apps.smoothing.blackbox import Defended
 from deepzero_apps.smoothing.certify import Certificate
 from deepzero_apps.smoothing.reporting.tables import Row, plot_certified_accuracy, summarize
-
-_DRIVING = DrivenSettings.model_fields.keys() - DefenceSettings.model_fields.keys()
 
 _Cell = tuple[MethodName, Row, list[Certificate]]
 
@@ -191,8 +189,7 @@ def _settings(
 ) -> DefendSettings:
     own_start = method in ("mse", "zo-ae-ds")
     return DefendSettings(
-        **_shared(settings),
-        **{name: getattr(settings, name) for name in _DRIVING},
+        **settings.fields_of(DefenceSettings, DrivenSettings),
         method=method,
         budget=settings.budget,
         steps=settings.steps,
@@ -205,18 +202,11 @@ def _certifying(
     settings: CompareDefenceSettings, method: MethodName, folder: Path
 ) -> CertifySettings:
     return CertifySettings(
-        **_shared(settings),
-        track=settings.track,
+        **settings.fields_of(DefenceSettings, WatchedSettings),
         run=None if method == "none" else folder,
         votes=settings.votes,
         resume=True,
     )
-
-
-def _shared(settings: CompareDefenceSettings) -> dict[str, Any]:
-    """What each run has of the comparison's own settings."""
-    mine = DefenceSettings.model_fields.keys() - {"config", "json_file"}
-    return {name: getattr(settings, name) for name in mine}
 
 
 def _closed(rows: Sequence[Row]) -> str:

@@ -103,9 +103,7 @@ def _ended(run: Callable[[Any], int], settings: PlainSettings, verb: str) -> int
     except SystemExit as stop:  # nothing of ours leaves so, but rich does
         if isinstance(stop.__context__, BrokenPipeError):
             return _unheard()
-        if (
-            stop.code == signal.SIGTERM and "ray" in sys.modules
-        ):  # Ray leaves so when it is told to
+        if stop.code == signal.SIGTERM and "ray" in sys.modules:  # Ray leaves so when told to
             console().print(f"terminated{_way_on(settings)}", markup=False)
             return 128 + signal.SIGTERM
         console().print(

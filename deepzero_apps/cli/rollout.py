@@ -164,12 +164,6 @@ def _refuse_making(settings: RolloutSettings, trained: CorrectSettings) -> None:
 def _as_trained(settings: RolloutSettings, trained: CorrectSettings) -> ProblemSettings:
     """Takes what describes the problem from the run; refuses other wishes, but for its place."""
     _refuse_making(settings, trained)
-    update: dict[str, Any] = {"seed": trained.seed, "data": settings.data or trained.data}
-    for name in ProblemSettings.model_fields.keys() - WorkersFlags.model_fields.keys() - {"data"}:
-        default = RolloutSettings.model_fields[name].default
-        asked, found = getattr(settings, name), getattr(trained, name)
-        if asked not in (default, found):
-            flag = name.replace("_", "-")
-            raise Misuse(f"--{flag} must be that of --run, {found}, or left out, got {asked}")
-        update[name] = found
-    return settings.model_copy(update=update)
+    described = ProblemSettings.model_fields.keys() - WorkersFlags.model_fields.keys() - {"data"}
+    own = {"seed": trained.seed, "data": settings.data or trained.data}
+    return settings.model_copy(update={**own, **settings.agreed(trained, described)})

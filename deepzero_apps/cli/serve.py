@@ -135,10 +135,7 @@ def served(settings: ServeSettings) -> Subject:
     Raises:
         Misuse: If it cannot be had, or its settings could never certify anything.
     """
-    shared = DefenceSettings.model_fields.keys()
-    given = {
-        name: getattr(settings, name) for name in shared if name not in ("json_file", "config")
-    }
+    given = settings.fields_of(DefenceSettings)
     votes = Votes(n=settings.max_n, n0=settings.n0, alpha=settings.alpha, noise=settings.noise)
     _, classifier, view, resolved, _ = subject_of(
         CertifySettings(**given, run=settings.run, votes=votes)

@@ -16,7 +16,7 @@ __all__ = [
     "read_config",
 ]
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,6 +86,38 @@ class PlainSettings(BaseModel):
     def record(self) -> dict[str, Any]:
         """Returns the fields that define the result, for a run's folder."""
         return self.model_dump(mode="json", exclude=set(UNRECORDED))
+
+    def fields_of(self, *kinds: "type[PlainSettings]") -> dict[str, Any]:
+        """Returns the fields of other kinds as they are here, to make settings of a part of the work.
+
+        Args:
+            *kinds: The kinds. ``config`` and ``json_file`` are the whole's own and left out.
+        """
+        names = {name for kind in kinds for name in kind.model_fields} - {"config", "json_file"}
+        return {name: getattr(self, name) for name in names}
+
+    def agreed(self, other: "PlainSettings", names: Iterable[str]) -> dict[str, Any]:
+        """Takes fields from the settings of a run, from which no flag here may differ.
+
+        Args:
+            other: The settings of ``--run``.
+            names: The names of the fields.
+
+        Returns:
+            The fields as the run has them.
+
+        Raises:
+            Misuse: If a flag is neither the default nor the run's.
+        """
+        taken = {}
+        for name in names:
+            default = type(self).model_fields[name].default
+            asked, found = getattr(self, name), getattr(other, name)
+            if asked not in (default, found):
+                flag = name.replace("_", "-")
+                raise Misuse(f"--{flag} must be that of --run, {found}, or left out, got {asked}")
+            taken[name] = found
+        return taken
 
 
 class CommonSettings(PlainSettings):

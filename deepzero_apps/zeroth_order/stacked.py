@@ -99,14 +99,15 @@ class StackedRandomized:
 
     def believe(self, network: nn.Module, checked: Mapping[str, int]) -> None:
         """Takes up which are; see `Checking`."""
+        self._known_of(network).verdicts = {key: bool(verdict) for key, verdict in checked.items()}
+
+    def _known_of(self, network: nn.Module) -> _Known:
         if network not in self._known:
             self._known[network] = _Known(network)
-        self._known[network].verdicts = {key: bool(verdict) for key, verdict in checked.items()}
+        return self._known[network]
 
     def _trusted_graph(self, network: nn.Module, inputs: Tensor) -> fx.Graph | None:
-        if network not in self._known:
-            self._known[network] = _Known(network)
-        known = self._known[network]
+        known = self._known_of(network)
         if known.graph is None:
             return None
         key = case_of(network, inputs)

@@ -159,9 +159,9 @@ def test_workers_that_answer_in_any_order_and_die_change_no_weight(
     here, weights, queries = Brightest(), [], set()
     asking = {
         "none": here,
-        "one": Spread(here, LocalPool(1)),  # type: ignore[arg-type]
-        "two": Spread(here, LocalPool(2, seed=1, deaths=5)),  # type: ignore[arg-type]
-        "four": Spread(here, LocalPool(4, seed=2)),  # type: ignore[arg-type]
+        "one": Spread(here, LocalPool(1)),
+        "two": Spread(here, LocalPool(2, seed=1, deaths=5)),
+        "four": Spread(here, LocalPool(4, seed=2)),
     }
     for workers, classifier in asking.items():
         found = train(

@@ -50,23 +50,21 @@ def test_training_takes_all_that_the_cluster_has(address: str, tmp_path: Path) -
     assert weights[0] == weights[1]
 
 
-def test_address_of_nobody_is_refused_before_anything_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flag", "value", "reason"),
+    [
+        ("--cluster", "127.0.0.1:1", "got 127.0.0.1:1 ("),  # where nobody listens
+        ("--workers", "99999", "--workers must be at most"),
+    ],
+)
+def test_workers_that_cannot_be_had_are_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, flag: str, value: str, reason: str
 ) -> None:
-    code = main(["train", "--out", str(tmp_path / "run"), "--cluster", "127.0.0.1:1"])
+    code = main(["train", "--out", str(tmp_path / "run"), flag, value])
 
     assert code == 2
-    assert "got 127.0.0.1:1 (" in " ".join(capsys.readouterr().err.split())
+    assert reason in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
-
-
-def test_more_workers_than_a_machine_bears_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code = main(["train", "--out", str(tmp_path / "run"), "--workers", "99999"])
-
-    assert code == 2
-    assert "--workers must be at most" in " ".join(capsys.readouterr().err.split())
 
 
 def test_missing_ray_is_told_with_its_extra(

@@ -3,7 +3,7 @@
 import pickle
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deepzero_apps.smoothing.booth import Booth
+from deepzero_apps.workers import Pool
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Here:
         return pickle.loads(self.content)
 
 
-class LocalPool:
-    """What `deepzero_apps.workers.Pool` does, one call after the other and drawn by lot.
+class LocalPool(Pool):
+    """What a `Pool` does, one call after the other and drawn by lot; it asks as any pool does.
 
     Args:
         count: The number of workers.
@@ -64,15 +65,6 @@ class LocalPool:
                 continue
             del self._queue[place]
             return number, getattr(self._lots.choice(self._booths), method)(*arguments)
-
-    def ask(self, method: str, calls: Sequence[Sequence[object]]) -> Iterator[tuple[int, Any]]:
-        places = {self.put(method, *arguments): place for place, arguments in enumerate(calls)}
-        try:
-            while places:
-                number, answer = self.take()
-                yield places.pop(number), answer
-        finally:
-            self.abandon(places)
 
     def abandon(self, numbers: Collection[int] | None = None) -> None:
         kept = [] if numbers is None else [c for c in self._queue if c[0] not in numbers]

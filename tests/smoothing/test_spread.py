@@ -67,7 +67,7 @@ def half_space() -> TorchClassifier:
 
 
 def spread(workers: int, classifier: Adapter | None = None, **lots: int) -> Spread:
-    return Spread(classifier or half_space(), LocalPool(workers, **lots))  # type: ignore[arg-type]
+    return Spread(classifier or half_space(), LocalPool(workers, **lots))
 
 
 def certified(classifier: Adapter, settings: Settings, **other: object) -> list[Certificate]:
